@@ -24,7 +24,6 @@ class StageNode:
     reads: tuple[str, ...] = ()  # files and folders, of other stages too; data may be outside (../data)
     params: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # file → name → value as it is set now
     outputs: tuple[str, ...] = ()
-    metrics: tuple[str, ...] = ()
     uncached: tuple[str, ...] = ()  # not in DVC's cache
     retries: int = 0  # after a failure that may pass (meta.retries)
     timeout: float | None = None  # in seconds (meta.timeout)
@@ -53,9 +52,7 @@ def graph_of(repo: Repo) -> tuple[StageNode, ...]:
     except TypeError as error:
         if "'Value' object is not iterable" not in str(error):
             raise
-        raise UserError(
-            "params.yaml: DVC finds an empty entry where a matrix needs values; without any, write {}"
-        ) from error
+        raise UserError("params.yaml: DVC finds an empty entry where a matrix needs values; write {}") from error
     position = {_address(stage): number for number, stage in enumerate(graph.nodes)}
     order = nx.lexicographical_topological_sort(graph.reverse(), key=lambda stage: position[_address(stage)])
     return tuple(_node(stage, graph) for stage in order)
@@ -106,7 +103,6 @@ def _node(stage: Any, graph: "nx.DiGraph[Any]") -> StageNode:
         reads=tuple(dep.def_path for dep in stage.deps if dep not in of_params),
         params={dep.def_path: dep.read_params(flatten=False) for dep in of_params},
         outputs=tuple(out.def_path for out in stage.outs),
-        metrics=tuple(out.def_path for out in stage.outs if out.is_metric),
         uncached=tuple(out.def_path for out in stage.outs if not out.use_cache and out.protocol == "local"),
         retries=int(meta.get("retries", 0)),
         timeout=float(meta["timeout"]) if "timeout" in meta else None,

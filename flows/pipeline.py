@@ -4,23 +4,21 @@ DVC decides what has to run and keeps the results. The flow adds retries, time-o
 run, and lets no two runs share a workspace.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from prefect import State, Task, flow, get_run_logger, task
-from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed
 from pydantic import JsonValue
 
-from flows import report, running, summary
+from flows import report, running
 from flows.graph import StageNode, matching, read_graph, select
 from flows.lineage.ledger import record_stage
 from flows.overrides import overridden, parse
-from flows.stage_run import StageFailedError, StageRun, run_stage
+from flows.stage_run import Outcome, StageFailedError, StageRun, run_stage
 from flows.workspace import Workspace
 from salf.errors import BAD_INPUT, UserError
 from salf.scale.command import duration
@@ -74,14 +72,22 @@ def _run_all(graph: Sequence[StageNode], forced: frozenset[str], held: Workspace
         if not states[node.name].is_completed():
             break
     runs = [state.result() for state in states.values() if state.is_completed()]
-    failed = next((name for name, state in states.items() if not state.is_completed()), None)
-    rows = summary.stage_rows(graph, runs, failed)
-    create_table_artifact(table=rows, key="stages", description="What this run did")
-    if failed:
-        return running.failed(states[failed].message or f"{failed}: {states[failed].name}")
-    line = summary.counts_line(runs)
+    for name, state in states.items():
+        if not state.is_completed():
+            return running.failed(state.message or f"{name}: {state.name}")
+    line = counts_line(runs)
     get_run_logger().info(line)
     return Completed(message=line)
+
+
+def counts_line(runs: Sequence[StageRun]) -> str:
+    """``3 ran, 1 restored, 8 cached in 2 min 5 s``; says so when nothing had to be done."""
+    outcomes = [run.outcome for run in runs]
+    took = duration(sum(run.seconds for run in runs))
+    if set(outcomes) <= {Outcome.CACHED}:
+        return f"nothing had to be done: all {len(outcomes)} stages are up to date ({took})"
+    parts = [f"{outcomes.count(one)} {one}" for one in Outcome if one in outcomes]
+    return f"{', '.join(parts)} in {took}"
 
 
 def stage_task(node: StageNode) -> "Task[[StageNode, Workspace, bool], StageRun]":
@@ -114,10 +120,6 @@ def _stage(node: StageNode, held: Workspace, force: bool) -> Any:
         return Failed(message=str(fault), data=fault)
     line = f"{run.outcome.value} in {duration(run.seconds)}"
     get_run_logger().info("%s: %s", run.name, line)
-    for path in node.metrics:
-        rows = summary.metric_rows(json.loads((held.project / path).read_text(encoding="utf-8")))
-        key = summary.artifact_key("metrics", node.name)
-        create_table_artifact(table=rows, key=key, description=f"{path} of {node.name}")
     return Completed(name=run.outcome.value.capitalize(), message=line, data=run)
 
 

@@ -16,7 +16,7 @@ from pydantic import Field
 from flows import report, server
 from flows.environment import stage_environment
 from flows.processes import end_cleanly
-from flows.workspace import Workspace, clear_away, sole_run
+from flows.workspace import Workspace, sole_run
 from salf.children import end_with
 from salf.errors import BAD_INPUT, INTERRUPTED, UserError
 
@@ -27,12 +27,10 @@ DottedName = Annotated[str, Field(pattern=r"^[^.\s]+(\.[^.\s]+)*$")]
 
 @contextmanager
 def workspace(project: Path, wait: bool) -> Iterator[Workspace]:
-    """Hold the project for the current flow run, cleared of what a killed run left; see :func:`sole_run`."""
-    logger = get_run_logger()
+    """Hold the project for the current flow run; see :func:`sole_run`."""
     if _STARTED_BY_A_WORKER in os.environ:
         end_with(os.getppid())  # nobody could cancel this run any more
-    with sole_run(project, flow_run.name or "unnamed", wait, logger.info, str(flow_run.id)) as held:
-        clear_away(held, logger.warning)
+    with sole_run(project, flow_run.name or "unnamed", wait, get_run_logger().warning, str(flow_run.id)) as held:
         yield held
 
 

@@ -28,7 +28,7 @@ from flows import report, server
 from flows.environment import stage_environment
 from flows.processes import end_cleanly, let_end
 from flows.server import PREFECT
-from flows.workspace import WorkspaceBusyError, clear_away, sole_run
+from flows.workspace import WorkspaceBusyError, sole_run
 from salf.children import end_with
 from salf.errors import BAD_INPUT, UserError
 
@@ -118,8 +118,8 @@ def _check_folder(deployed: DeploymentResponse, project: Path, url: str) -> None
 def _clear_away(project: Path) -> None:
     """End what a run left that was killed together with its worker."""
     try:
-        with sole_run(project, "make serve") as held:
-            clear_away(held, lambda line: print(line, flush=True))
+        with sole_run(project, "make serve", tell=partial(print, flush=True)):
+            pass
     except WorkspaceBusyError as busy:
         print(busy, flush=True)
 

@@ -34,10 +34,8 @@ def configured() -> str | None:
     if url and (fault := _fault(url)):
         profile = get_settings_context().profile.name
         place = "the environment" if "PREFECT_API_URL" in os.environ else f"Prefect's settings, profile {profile!r}"
-        raise UserError(
-            f"no Prefect server answers at {url} ({fault}); PREFECT_API_URL in {place} names it: "
-            "start that server, correct the address (http://HOST:PORT/api), or unset it to have a server started here"
-        )
+        advice = "start it, correct the address (http://HOST:PORT/api), or unset it to have a server started here"
+        raise UserError(f"no Prefect server answers at {url} ({fault}); PREFECT_API_URL in {place} names it: {advice}")
     return url or None
 
 

@@ -2,18 +2,20 @@
 
 import contextlib
 import re
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
-from flows.aside import keep_aside, let_go, put_back
 from flows.graph import StageNode
+from flows.lineage.project import open_project, read_lock
 from flows.processes import TimedOutError
 from flows.workspace import Workspace
-from salf.errors import BAD_INPUT
+from salf.errors import BAD_INPUT, UserError
 from salf.memory import advice
 
 # Another DVC holds the lock while it hashes outputs: DVC alone gives up after 3 s.
@@ -29,8 +31,8 @@ class Outcome(StrEnum):
     """DVC's action for a stage."""
 
     RAN = "ran"
-    CACHED = "cached"  # nothing changed, its outputs were in place
     RESTORED = "restored"  # run before with the same inputs: outputs taken from DVC's cache
+    CACHED = "cached"  # nothing changed, its outputs were in place
 
 
 @dataclass(frozen=True)
@@ -53,16 +55,11 @@ class StageFailedError(Exception):
 def run_stage(node: StageNode, held: Workspace, on_line: Callable[[str], None], force: bool = False) -> StageRun:
     """Bring one stage up to date; its inputs must be up to date already.
 
-    A stage that is stopped or fails leaves its outputs unchanged, also those that DVC does not cache.
-
+    A stage that is stopped or fails leaves its outputs unchanged, also those that ``dvc.yaml`` keeps out of the cache.
     ``on_line`` is called with every line that is not empty; ``force`` runs the stage even when nothing changed.
     """
     lines: list[str] = []
     command = [*DVC, "repro", "--single-item", node.name, *(["--force"] if force else [])]
-    try:
-        keep_aside(node, held.project)
-    except OSError as error:
-        raise StageFailedError(f"{node.name}: its outputs cannot be backed up: {error}", passing=True) from None
     started = time.monotonic()
     try:
         status = held.run(command, keeping(lines, on_line), node.timeout)
@@ -74,7 +71,6 @@ def run_stage(node: StageNode, held: Workspace, on_line: Callable[[str], None], 
     except BaseException:  # failed, stopped, or its lines have no reader any more
         _put_back(node, held, lines)
         raise
-    let_go(node, held.project)
     if any(line.startswith(_CACHE_FULL) for line in lines):
         raise failure(node.name, lines, status)
     done = outcome(node.name, lines)
@@ -107,18 +103,31 @@ def _after(prefix: str, lines: Sequence[str]) -> list[str]:
 
 
 def _put_back(node: StageNode, held: Workspace, lines: Sequence[str]) -> None:
-    """Restore the outputs from DVC's cache and the backup; remove what was left half-done."""
+    """Restore the outputs from DVC's cache, and remove what was left half-done."""
     busy = any(_BUSY in line for line in lines)  # while another DVC works on the outputs they are that one's
     announced = outcome(node.name, lines) in (Outcome.RAN, Outcome.RESTORED)
     # Outputs are removed before anything is said, and a missing input is found only then.
     if busy or not (announced or not all((held.project / path).exists() for path in node.outputs)):
-        let_go(node, held.project)
         return
-    put_back(node, held.project)
     command = [*DVC, "checkout", "--quiet", "--force", node.name]
-    # Its status only says that a stage which never ran before has nothing to restore.
-    with contextlib.suppress(TimedOutError):
+    with contextlib.suppress(TimedOutError, UserError, OSError):  # they would hide why the stage failed
+        # The status only says that a stage which never ran before has nothing to restore.
         held.run(command, lambda _line: None, PUT_BACK_SECONDS)
+        if node.uncached:
+            _restore_uncached(node, held.project)
+
+
+def _restore_uncached(node: StageNode, folder: Path) -> None:
+    """Restore what ``dvc checkout`` leaves out: DVC's cache of runs has a copy, named by the hash in dvc.lock."""
+    entry = read_lock(folder).get(node.name)
+    with open_project(folder) as project:
+        for path in node.uncached:
+            place, name = folder / path, entry.outputs.get(path, "") if entry else ""
+            shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
+            for file, md5 in (project.manifest(name) or {"": name}).items():
+                if project.cached(md5).is_file():
+                    (place / file).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(project.cached(md5), place / file)
 
 
 def outcome(name: str, lines: Sequence[str]) -> Outcome | None:

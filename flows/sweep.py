@@ -25,7 +25,6 @@ from flows.graph import StageNode, matching, read_graph
 from flows.lineage.why import leaves
 from flows.overrides import changed, loaded, parse, read
 from flows.stage_run import DVC, keeping, last_fault
-from flows.summary import metric_rows
 from flows.workspace import Workspace
 from salf.errors import BAD_INPUT, UserError, reading
 from salf.files import WORK_FOLDER, git
@@ -42,6 +41,7 @@ _EXAMPLES = """example:
 exit status: 0 done, 1 a point failed, 2 the request was refused
 """
 
+Points = Mapping[str, Mapping[str, Any]]  # a point's name → values, or metrics
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*$", max_length=100)]
 Grid = Annotated[dict[running.DottedName, Annotated[list[JsonValue], Field(min_length=1)]], Field(min_length=1)]
 
@@ -107,10 +107,11 @@ def in_a_copy(project: Path, text: str, values: Mapping[str, Any], graph: Sequen
     return found
 
 
-def _known(points: Mapping[str, Mapping[str, Any]], text: str, held: Workspace) -> set[str]:
+def _known(points: Points, text: str, held: Workspace) -> set[str]:
     """The points that an earlier sweep ran; other experiments of their names are refused, before hours of work."""
     there = _experiments("params", held)
-    known = {name for name, values in points.items() if there.get(name) == loaded(changed(text, values))}
+    wanted = {name: json.dumps(loaded(changed(text, values)), default=str) for name, values in points.items()}
+    known = {name for name, params in wanted.items() if there.get(name) == json.loads(params)}
     present = {line.strip() for line in _dvc(["list", "--all-commits", "--name-only"], held)}
     if taken := " ".join(name for name in points if name in present - known):
         other = "an experiment of that name exists, with other parameters or on another commit"
@@ -137,7 +138,7 @@ def _dvc(arguments: Sequence[str], held: Workspace) -> list[str]:
     return lines
 
 
-def _run_all(points: Mapping[str, Mapping[str, Any]], text: str, stages: list[str], held: Workspace) -> dict[str, str]:
+def _run_all(points: Points, text: str, stages: list[str], held: Workspace) -> dict[str, str]:
     """Run every point; returns the faults of those that failed."""
     # DVC removes a point's folder in the end: its runs are recorded in the project's own ledger.
     held = replace(held, environment={**held.environment, "SALF_LEDGER": str(ledger_of(held.project))})
@@ -163,21 +164,14 @@ def _point(name: str, options: Sequence[str], stages: Sequence[str], held: Works
 def words(text: str, values: Mapping[str, Any]) -> list[str]:
     """Options of ``dvc exp run`` that turn the parameter file ``text`` into one with ``values``.
 
-    Whole parameters are handed over, GROUP.NAME, also those with ``${``: DVC would take it for a reference.
+    Whole groups are handed over, also those with ``${``: DVC would take it for a reference.
     """
-    after = loaded(changed(text, values))
-    whole = {key for key in values if "." not in key}
-    flat = {key: value for key, value in after.items() if key in whole or not isinstance(value, dict)}
-    for group in after.keys() - flat.keys():
-        flat |= {f"{group}.{name}": value for name, value in after[group].items()}
-    named = {".".join(key.split(".")[:2]) for key in values}
-    handed = {key: value for key, value in flat.items() if key in named or "${" in str(value)}
-    return [word for key, value in handed.items() for word in ("--set-param", apart.spelled(key, value))]
+    changing = {key.partition(".")[0] for key in values}
+    groups = [one for one in loaded(changed(text, values)).items() if one[0] in changing or "${" in str(one[1])]
+    return [word for name, group in groups for word in ("--set-param", apart.spelled(name, group))]
 
 
-def _conclude(
-    points: Mapping[str, Mapping[str, Any]], faults: Mapping[str, str], held: Workspace, file: Path | None
-) -> State[Any]:
+def _conclude(points: Points, faults: Mapping[str, str], held: Workspace, file: Path | None) -> State[Any]:
     metrics = _experiments("metrics", held)
     shown = table(points, metrics, faults)
     if file:
@@ -192,20 +186,19 @@ def _conclude(
     return Completed(message=line)
 
 
-def table(
-    points: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, Mapping[str, Any]], faults: Mapping[str, str]
-) -> pd.DataFrame:
+def table(points: Points, metrics: Points, faults: Mapping[str, str]) -> pd.DataFrame:
     """One row per point: its name, the grid's values, its outcome, every scalar metric."""
     rows = []
     for name, values in points.items():
-        scores = {row["metric"]: row["value"] for row in metric_rows(metrics.get(name, {}))}
+        found = {key: one for key, one in leaves(metrics.get(name, {})).items() if not isinstance(one, list | dict)}
+        scores = {key: f"{one:.6g}" if isinstance(one, float) else str(one) for key, one in found.items()}
         outcome = "failed" if name in faults else "kept"
         axes = {key: json.dumps(value, ensure_ascii=False) for key, value in values.items()}
         rows.append({"experiment": name, **axes, "outcome": outcome, **scores})
     return pd.DataFrame(rows).fillna("")
 
 
-def measures(points: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+def measures(points: Points, metrics: Points) -> list[dict[str, Any]]:
     """A row per measure and model of every point that was scored, with the point's name, its numbers, what varies."""
     with reading("--table", "needs the metrics of the stage evaluate: give it with --targets"):
         scored = {name: Metrics.model_validate(metrics[name]) for name in points if name in metrics}

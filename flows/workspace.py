@@ -12,10 +12,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import psutil
 from dvc.schema import COMPILED_LOCKFILE_SCHEMA
@@ -24,7 +24,6 @@ from ruamel.yaml.error import YAMLError
 from voluptuous import Invalid
 
 from flows import report
-from flows.aside import put_back_left
 from flows.environment import WORKSPACE, stage_environment
 from flows.overrides import take_back
 from flows.processes import GRACE_SECONDS, end_cleanly, run_streaming, stop_family
@@ -41,8 +40,7 @@ class WorkspaceBusyError(UserError):
     """Another run holds the workspace; the text names it."""
 
 
-@dataclass(frozen=True)
-class Holder:
+class Holder(NamedTuple):
     """A run that works in a workspace."""
 
     run: str
@@ -56,7 +54,6 @@ class Workspace:
     project: Path
     environment: Mapping[str, str]
     descriptor: int  # of the workspace's lock, to hand on to children
-    died: Holder | None = None  # the run that died holding it before
     flow_run: str | None = None  # Prefect's id, if it is a flow run
 
     def run(self, command: list[str], on_line: Callable[[str], None], timeout: float | None = None) -> int:
@@ -69,46 +66,40 @@ def sole_run(
     project: Path,
     run_name: str,
     wait: bool = False,
-    on_wait: Callable[[str], None] = print,
+    tell: Callable[[str], None] = print,
     flow_run: str | None = None,
 ) -> Iterator[Workspace]:
-    """Hold the workspace for one run.
+    """Hold the workspace for one run, cleared of what a killed run left; ``tell`` is called with a line for each.
 
     The lock is the operating system's: it ends with the last process that has the descriptor, so a killed run
     leaves none. A child that inherits the descriptor keeps the lock while it lives. For the children of a killed
-    run this waits, because their guard is ending them. ``on_wait`` is called once before waiting.
+    run this waits, because their guard is ending them.
     """
     path = project / LOCK_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        _take(descriptor, wait, on_wait)
+        _take(descriptor, wait, tell)
         died = _holder(descriptor)
-        _write(descriptor, json.dumps(asdict(Holder(run_name, os.getpid()))))
+        _write(descriptor, json.dumps(Holder(run_name, os.getpid())._asdict()))
         environment = stage_environment(os.environ, project, (flow_run, run_name) if flow_run else None)
-        held = Workspace(project, environment, descriptor, died, flow_run)
         try:
-            yield held
+            _clear_away(project, died, tell)
+            yield Workspace(project, environment, descriptor, flow_run)
         finally:
             _write(descriptor, "")  # a record that stays tells the next run that this one was killed
     finally:
         os.close(descriptor)
 
 
-def clear_away(held: Workspace, tell: Callable[[str], None]) -> None:
-    """Clear away what a killed run left: processes, half-written files of DVC's, lost outputs, overrides.
-
-    The caller holds the workspace. ``tell`` is called with a line for everything that was found.
-    """
-    project = held.project
-    if held.died:
-        tell(f"the run {held.died.run!r} (process {held.died.pid}) was killed")
+def _clear_away(project: Path, died: Holder | None, tell: Callable[[str], None]) -> None:
+    """Clear away what a killed run left: processes, half-written files of DVC's, overrides."""
+    if died:
+        tell(f"the run {died.run!r} (process {died.pid}) was killed")
     for pid in stop_leftovers(project):
         tell(f"ended process {pid}, left running by a run that no longer exists")
     for line in clear_torn(project):
         tell(line)
-    if back := put_back_left(project):
-        tell(f"restored the outputs that a killed run had backed up: {', '.join(back)}")
     if take_back(project):
         tell("removed the parameter overrides of a killed run")
 
@@ -164,7 +155,7 @@ def _check_lock(content: bytes) -> None:
         COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe", pure=True).load(content.decode()))
 
 
-def _take(descriptor: int, wait: bool, on_wait: Callable[[str], None]) -> None:
+def _take(descriptor: int, wait: bool, tell: Callable[[str], None]) -> None:
     announced = False
     patience = time.monotonic() + ENDING_SECONDS
     while True:
@@ -177,9 +168,9 @@ def _take(descriptor: int, wait: bool, on_wait: Callable[[str], None]) -> None:
         ending = holder is not None and not _lives(holder.pid)
         state = f"{named} {'was killed, and its stages are still ending' if ending else 'is working'} in this folder"
         if not wait and (not ending or time.monotonic() >= patience):
-            raise WorkspaceBusyError(f"{state}; wait for it, or start with --wait")
+            raise WorkspaceBusyError(f"{state}; wait for it (flows do so with --wait)")
         if not announced:
-            on_wait(f"waiting: {state}")
+            tell(f"waiting: {state}")
             announced = True
         time.sleep(_POLL_SECONDS)
 
@@ -216,11 +207,10 @@ def main() -> int:
         end_with(os.getppid())  # make does not wait for us when it is killed
     end_cleanly()
     try:
-        with sole_run(Path.cwd(), " ".join(command) or "make run") as held:
-            clear_away(held, lambda line: print(line, file=sys.stderr))
+        with sole_run(Path.cwd(), " ".join(command) or "make run", tell=partial(print, file=sys.stderr)) as held:
             return held.run(command, partial(print, flush=True)) if command else 0
-    except WorkspaceBusyError as busy:
-        return report(f"{str(busy).partition(';')[0]}; wait for it", BAD_INPUT)
+    except UserError as error:
+        return report(str(error), BAD_INPUT)
     except KeyboardInterrupt:
         return report("interrupted; run again to resume", INTERRUPTED)
 

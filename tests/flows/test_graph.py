@@ -23,7 +23,7 @@ def test_matrix_items_carry_their_own_names_and_meta(toy):
     assert (item.description, item.upstream, item.outputs) == ("Train a+b", ("first",), ("models/a+b-1",))
     assert (item.retries, item.timeout) == (2, 60.0)
     assert graph["judge"].upstream == ("train@a+b-1", "train@c-1")
-    assert graph["judge"].metrics == ("metrics.json",)
+    assert (graph["judge"].outputs, graph["judge"].uncached) == (("metrics.json",), ("metrics.json",))
     assert (graph["judge"].retries, graph["judge"].timeout) == (0, None)
 
 
@@ -56,7 +56,7 @@ def test_a_folder_without_a_project_is_said_so(tmp_path):
 def test_an_empty_matrix_is_named_with_what_to_write(toy):
     toy.configure(graph="stages: {train: {matrix: {variant: '${variants}'}, cmd: 'true ${item.variant}'}}")
     (toy.root / "params.yaml").write_text("variants:\n")
-    with pytest.raises(UserError, match=r"DVC finds an empty entry where a matrix needs values; without any, write {}"):
+    with pytest.raises(UserError, match=r"DVC finds an empty entry where a matrix needs values; write {}"):
         read_graph(toy.root)
     (toy.root / "params.yaml").write_text("variants: {}\n")
     assert read_graph(toy.root) == ()

@@ -2,7 +2,6 @@ import psutil
 import pytest
 
 from flows import processes
-from flows.aside import FOLDER
 from flows.graph import read_graph
 from flows.stage_run import Outcome, StageFailedError, failure, outcome, run_stage
 
@@ -114,7 +113,6 @@ def test_a_stage_that_fails_leaves_its_outputs_as_they_were_uncached_ones_too(to
         toy.run(only(toy))
     assert toy.calls("page") == 2
     assert texts(toy) == before
-    assert not list((toy.root / FOLDER).iterdir())
     toy.uncached("old", "fine")
     assert toy.run(only(toy)).outcome is Outcome.CACHED
 
@@ -168,17 +166,6 @@ def test_while_another_dvc_is_at_work_on_the_outputs_they_are_left_to_it(toy, mo
     with pytest.raises(StageFailedError, match="is busy"):
         toy.run(only(toy))
     assert (toy.root / "page.html").read_text() == "the other one's"
-    assert not list((toy.root / FOLDER).iterdir())
-
-
-def test_outputs_that_cannot_be_kept_aside_are_not_risked(toy):
-    made(toy)
-    (toy.root / FOLDER).rmdir()
-    (toy.root / FOLDER).write_text("in the way")
-    toy.uncached("new", "fine")
-    with pytest.raises(StageFailedError, match="only: its outputs cannot be backed up"):
-        toy.run(only(toy))
-    assert toy.calls("page") == 1
 
 
 def test_a_busy_dvc_may_pass_and_a_refusal_may_not():

@@ -115,11 +115,10 @@ def test_a_file_that_git_does_not_know_is_refused_before_the_first_point(reading
     assert not subprocess.run([*DVC, "exp", "list", "--name-only"], capture_output=True, check=True).stdout
 
 
-def test_a_failed_point_keeps_its_row():
-    rows = table(
-        {"s-1": {"a": 1}, "s-2": {"a": 2}}, {"s-1": {"score": {"x": 0.5}}}, {"s-2": "s-2: rows.csv: no column"}
-    )
+def test_a_failed_point_keeps_its_row_and_scalar_metrics_are_shown_in_six_digits():
+    metrics = {"s-1": {"score": {"x": 0.123456789, "n": 240}, "curve": [1, 2]}}
+    rows = table({"s-1": {"a": 1}, "s-2": {"a": 2}}, metrics, {"s-2": "s-2: rows.csv: no column"})
     assert rows.to_dict("records") == [
-        {"experiment": "s-1", "a": "1", "outcome": "kept", "score.x": "0.5"},
-        {"experiment": "s-2", "a": "2", "outcome": "failed", "score.x": ""},
+        {"experiment": "s-1", "a": "1", "outcome": "kept", "score.x": "0.123457", "score.n": "240"},
+        {"experiment": "s-2", "a": "2", "outcome": "failed", "score.x": "", "score.n": ""},
     ]

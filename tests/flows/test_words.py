@@ -1,5 +1,7 @@
 """How a sweep spells parameters for DVC; DVC's own reader of its options, by Hydra, is the judge."""
 
+import json
+
 import pytest
 from dvc.utils.hydra import apply_overrides, get_hydra_sweeps
 from hypothesis import HealthCheck, given, settings
@@ -32,13 +34,18 @@ VALUES = st.recursive(
 )
 
 
+def as_json(value: object) -> object:
+    """A group is handed over as JSON, which has no numbers as names."""
+    return json.loads(json.dumps(value))
+
+
 def as_dvc_reads(path, text: str, values) -> object:
     path.write_bytes(text.encode())
     options = words(text, values)
     assert options[::2] == ["--set-param"] * (len(options) // 2)
     (point,) = get_hydra_sweeps({path.name: options[1::2]})  # one point: no text is taken for a grid
     apply_overrides(path, point[path.name])
-    return loaded(path.read_bytes().decode())
+    return as_json(loaded(path.read_bytes().decode()))
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -52,10 +59,7 @@ def test_any_value_arrives_as_it_is_and_nothing_else_changes(tmp_path, key, valu
     for group in groups:
         place = place[group]
     place[name] = value
-    if name == "ü b":  # the mapping was handed over, and JSON has no numbers as names
-        del place[1]
-        place["1"] = "one"
-    assert as_dvc_reads(tmp_path / "params.yaml", BASE, {key: value}) == wanted
+    assert as_dvc_reads(tmp_path / "params.yaml", BASE, {key: value}) == as_json(wanted)
 
 
 @pytest.mark.parametrize("text", [BASE, BASE.replace("\n", "\r\n"), "\ufeff" + BASE])
@@ -65,5 +69,5 @@ def test_the_shipped_parameters_and_any_line_ends(tmp_path, text):
         (text, {"data.path": "../größe.csv", "finetune.learning_rate.salf+lora": [0.5]}),
         (shipped, {"data.label_words": {"so good": "größer"}, "compare.seeds": [3], "plan.budget": 5e-05}),
     ]:
-        meant = loaded(changed(given_text, values))
+        meant = as_json(loaded(changed(given_text, values)))
         assert as_dvc_reads(tmp_path / "params.yaml", given_text, values) == meant

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from flows.environment import WORKSPACE
-from flows.workspace import Holder, WorkspaceBusyError, sole_run, stop_leftovers
+from flows.workspace import WorkspaceBusyError, sole_run, stop_leftovers
 from tests.stage_sources import ROOT
 
 HOLD = """
@@ -58,13 +58,15 @@ def test_a_killed_run_frees_the_workspace_once_its_children_have_ended(tmp_path,
 
     ending = threading.Timer(1.5, child_ends)
     ending.start()
-    with sole_run(tmp_path, "next", on_wait=said.append) as hold:
+    with sole_run(tmp_path, "next", tell=said.append):
         order.append("next starts")
-        assert hold.died == Holder("early-bird", process.pid)
     ending.join()
     assert order == ["child ends", "next starts"]
     holder_of_then = f"the run 'early-bird' (process {process.pid})"
-    assert said == [f"waiting: {holder_of_then} was killed, and its stages are still ending in this folder"]
+    assert said == [
+        f"waiting: {holder_of_then} was killed, and its stages are still ending in this folder",
+        f"{holder_of_then} was killed",
+    ]
 
 
 def test_children_of_a_killed_run_that_do_not_end_are_not_waited_for_for_ever(tmp_path, holder, monkeypatch):
@@ -90,7 +92,7 @@ def test_a_waiting_run_says_so_once_and_starts_after_the_first(tmp_path):
 
 
 def _enter(root, order: list[str], said: list[str]) -> None:
-    with sole_run(root, "second", wait=True, on_wait=said.append):
+    with sole_run(root, "second", wait=True, tell=said.append):
         order.append("second starts")
 
 
@@ -102,13 +104,14 @@ def test_the_lock_is_free_again_after_a_failure(tmp_path):
 
 
 def test_a_run_that_ended_by_itself_did_not_die(tmp_path):
-    with sole_run(tmp_path, "one") as hold:
-        assert hold.died is None
-    with contextlib.suppress(ValueError), sole_run(tmp_path, "two") as hold:
-        assert hold.died is None
+    said: list[str] = []
+    with sole_run(tmp_path, "one", tell=said.append):
+        pass
+    with contextlib.suppress(ValueError), sole_run(tmp_path, "two", tell=said.append):
         raise ValueError
-    with sole_run(tmp_path, "three") as hold:
-        assert hold.died is None
+    with sole_run(tmp_path, "three", tell=said.append):
+        pass
+    assert said == []
 
 
 def test_what_a_dead_run_left_at_work_is_ended_and_nothing_else(tmp_path):
@@ -142,11 +145,11 @@ def test_make_run_takes_back_the_overrides_of_a_killed_flow_and_is_refused_while
     assert subprocess.run([sys.executable, "-c", KILLED], **there).returncode == -signal.SIGKILL
     assert (toy.root / "params.yaml").read_bytes() != before
     clear = [sys.executable, "-m", "flows.workspace"]
-    with sole_run(toy.root, "at work"):
-        refused = subprocess.run(clear, **there)
-    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
-    assert "'at work'" in refused.stderr
     cleared = subprocess.run(clear, **there)
     assert cleared.returncode == 0, cleared.stderr
     assert "removed the parameter overrides" in cleared.stderr
     assert (toy.root / "params.yaml").read_bytes() == before
+    with sole_run(toy.root, "at work"):
+        refused = subprocess.run(clear, **there)
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+    assert "'at work'" in refused.stderr
