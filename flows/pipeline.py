@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from prefect import State, Task, flow, get_run_logger, task
+from prefect import State, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed
 from pydantic import JsonValue
@@ -67,8 +67,15 @@ def _run_all(graph: Sequence[StageNode], forced: frozenset[str], held: Workspace
     states: dict[str, State[Any]] = {}
     for node in graph:
         needs = [states[name] for name in node.upstream if name in states]
+        task_of_stage = _stage.with_options(
+            name=node.name,
+            task_run_name=node.name,
+            description=node.description,
+            retries=node.retries,
+            retry_delay_seconds=[RETRY_SECONDS * 2**n for n in range(node.retries)] or 0,
+        )
         force = node.name in forced
-        states[node.name] = stage_task(node)(node, held, force, wait_for=needs, return_state=True)
+        states[node.name] = task_of_stage(node, held, force, wait_for=needs, return_state=True)
         if not states[node.name].is_completed():
             break
     runs = [state.result() for state in states.values() if state.is_completed()]
@@ -88,17 +95,6 @@ def counts_line(runs: Sequence[StageRun]) -> str:
         return f"nothing had to be done: all {len(outcomes)} stages are up to date ({took})"
     parts = [f"{outcomes.count(one)} {one}" for one in Outcome if one in outcomes]
     return f"{', '.join(parts)} in {took}"
-
-
-def stage_task(node: StageNode) -> "Task[[StageNode, Workspace, bool], StageRun]":
-    """Return the task of one stage: its name, description and retries are the stage's own."""
-    return _stage.with_options(
-        name=node.name,
-        task_run_name=node.name,
-        description=node.description,
-        retries=node.retries,
-        retry_delay_seconds=[RETRY_SECONDS * 2**n for n in range(node.retries)] or 0,
-    )
 
 
 def _may_pass(_task: Any, _run: Any, state: State[Any]) -> bool:

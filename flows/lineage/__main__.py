@@ -36,12 +36,6 @@ _EXAMPLES = """examples:
   python -m flows.lineage repair                            put damaged lines of the ledger aside
 exit status: 0 fine; 1 a mismatch, or an unknown subject; 2 bad usage or an unreadable project; 3 a run is at work
 """
-_EXPORTS = """examples:
-  python -m flows.lineage export ro-crate                    describe this folder in its ro-crate-metadata.json
-  python -m flows.lineage export ro-crate --out crate        a self-contained folder with copies of all files
-  python -m flows.lineage export openlineage                 the events of all runs, as JSON lines
-  python -m flows.lineage export slsa --key key.pem          a signed statement for each model folder
-"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,9 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("old", help="a commit, branch, tag or experiment, or the word workspace")
     command.add_argument("new", nargs="?", default=why.HERE, help="another (default: workspace)")
     command = add("export", "write the records as RO-Crate, OpenLineage or SLSA provenance")
-    command.epilog = _EXPORTS
     command.add_argument("format", choices=sorted(FORMATS), help="format to write")
-    command.add_argument("--out", type=Path, metavar="PATH", help="output folder (for openlineage: a file)")
+    out = "output folder (for openlineage: a file; for ro-crate: all files are copied to it)"
+    command.add_argument("--out", type=Path, metavar="PATH", help=out)
     command.add_argument("--key", type=Path, metavar="FILE", help="slsa: sign with this Ed25519 key (PEM)")
     add("record", "record what DVC has locked since the ledger's last entry")
     add("head", "number and hash of the ledger's newest record")

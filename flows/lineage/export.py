@@ -34,15 +34,12 @@ _FILES: Final = {
 class Result:
     """The present result of one stage: the record of its locking, and of the run that made it if it is known."""
 
-    stage: str  # DVC's name, with the matrix item
     locked: Locked
     start: Start | None
     end: End | None
     parameters: dict[str, Any]  # dotted name → value, as DVC locked them
     inputs: list[LockedPath]
     outputs: list[LockedPath]
-    versions: dict[str, str]
-    commit: str
 
 
 def export(name: str, project: Project, out: Path | None = None, key: Path | None = None) -> list[Path]:
@@ -66,18 +63,15 @@ def results(project: Project) -> list[Result]:
         newest = ledger.newest_locked(stage)
         if newest is None or newest != ledger.with_entry(stage, entry):
             unknown.append(stage)
-        else:
-            start, end = ledger.start(newest.run), ledger.end(newest.run)
-            read_and_made = artifacts(entry.deps), artifacts(entry.outs)
-            versions, commit = (start.versions, start.commit) if start else ({}, None)
-            locked, values = ledger.record(newest), parameters(entry)
-            found.append(Result(stage, locked, start, end, values, *read_and_made, versions, commit or "unknown"))
+            continue
+        runs = ledger.record(newest), ledger.start(newest.run), ledger.end(newest.run)
+        found.append(Result(*runs, parameters(entry), artifacts(entry.deps), artifacts(entry.outs)))
     if unknown:
         names = ", ".join(unknown)
         raise UserError(f"dvc.lock has unrecorded entries of {names}; first run: python -m flows.lineage record")
     if changed := [path for path, artifact in members(found).items() if project.name_of(path) != artifact.md5]:
         raise UserError(f"the folder does not match dvc.lock ({', '.join(changed)}): update it (dvc pull; dvc repro)")
-    return sorted(found, key=lambda result: order.index(result.stage) if result.stage in order else len(order))
+    return sorted(found, key=lambda one: order.index(one.locked.stage) if one.locked.stage in order else len(order))
 
 
 def members(found: Sequence[Result]) -> dict[str, LockedPath]:
@@ -132,7 +126,8 @@ def _export_openlineage(project: Project, out: Path | None, _key: Path | None) -
 def _export_slsa(project: Project, out: Path | None, key: Path | None) -> list[Path]:
     from flows.lineage import slsa
 
-    models = slsa.model_folders(results(project), project.root)
+    made = [(result, artifact) for result in results(project) for artifact in result.outputs if artifact.is_folder]
+    models = [one for one in made if any((project.root / one[1].path).glob("*.safetensors"))]
     if not models:
         raise UserError("no stage has made a model folder yet")
     written = []

@@ -7,9 +7,9 @@ from functools import cached_property, lru_cache, partial
 from itertools import chain
 
 from flows.lineage.ledger import Ledger
-from flows.lineage.project import LOCK_FILE, Project, is_folder, read_lock
+from flows.lineage.project import LOCK_FILE, Project, read_lock
 from salf.files import git
-from salf.ledger import LockEntry, folder_name
+from salf.ledger import FOLDER, LockEntry, folder_name
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Universe:
                     if out.startswith(f"{path}/"):
                         inner = out.removeprefix(f"{path}/")
                         files = {f"{inner}/{file}": md5 for file, md5 in self.manifest(made).items()}
-                        manifest |= files if is_folder(made) else {inner: made}
+                        manifest |= files if made.endswith(FOLDER) else {inner: made}
             if manifest and folder_name(manifest) == name:
                 return makers
         return []

@@ -158,7 +158,7 @@ class Project:
     def manifest(self, name: str) -> dict[str, str]:
         """Relative path → MD5 of a cached folder's files; empty: no folder, not in the cache, or damaged."""
         try:
-            content = self.cached(name).read_bytes() if is_folder(name) else b"[]"
+            content = self.cached(name).read_bytes() if name.endswith(FOLDER) else b"[]"
             manifest = {entry["relpath"]: entry["md5"] for entry in json.loads(content)}
         except (OSError, ValueError, KeyError, TypeError):
             return {}
@@ -212,11 +212,6 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
         return value
     return str(value)
-
-
-def is_folder(name: str) -> bool:
-    """Whether a name of DVC's is a folder's."""
-    return name.endswith(FOLDER)
 
 
 def overlap(path: str, other: str) -> bool:

@@ -1,13 +1,12 @@
-"""The chain as a Workflow Run RO-Crate, in its most detailed profile, Provenance Run Crate 0.5.
+"""The chain as a Workflow Run RO-Crate 0.5: dvc.yaml is the workflow, and every stage a tool that it runs.
 
-dvc.yaml is the workflow; a stage is a step, its program the tool that the step uses; the run that made a
-stage's result is an action with its inputs, parameters, outputs and times. The crate is JSON-LD after
-RO-Crate 1.1; the same records give the same bytes.
+The run that made a stage's result is an action with its inputs, parameters, outputs and times. The crate is JSON-LD
+after RO-Crate 1.1; the same records give the same bytes.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import PurePosixPath
+from collections.abc import Iterable, Mapping, Sequence
+from mimetypes import MimeTypes
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -17,202 +16,123 @@ from flows.lineage.project import overlap
 from salf.ledger import LockedPath
 
 METADATA: Final = "ro-crate-metadata.json"
-WORKFLOW: Final = "dvc.yaml"
-_WORKFLOW_RUN: Final = "#workflow-run"
+_ROOT: Final = "./"
+_WORKFLOW: Final = "dvc.yaml"
 _SPECIFICATION: Final = "https://w3id.org/ro/crate/1.1"
 _WORKFLOW_CRATE: Final = "https://w3id.org/workflowhub/workflow-ro-crate/1.0"
+_PROFILES: Final = {
+    "https://w3id.org/ro/wfrun/process/0.5": "Process Run Crate",
+    "https://w3id.org/ro/wfrun/workflow/0.5": "Workflow Run Crate",
+    _WORKFLOW_CRATE: "Workflow RO-Crate",
+}
 _BIOSCHEMAS: Final = "https://bioschemas.org/profiles/ComputationalWorkflow/1.0-RELEASE"
 _LICENCE: Final = "https://www.apache.org/licenses/LICENSE-2.0"
-_DVC: Final = "https://dvc.org"
 _COMPLETED: Final = {"actionStatus": "http://schema.org/CompletedActionStatus"}
-_PROFILES: Final = {
-    "https://w3id.org/ro/wfrun/process/0.5": ("Process Run Crate", "0.5"),
-    "https://w3id.org/ro/wfrun/workflow/0.5": ("Workflow Run Crate", "0.5"),
-    "https://w3id.org/ro/wfrun/provenance/0.5": ("Provenance Run Crate", "0.5"),
-    _WORKFLOW_CRATE: ("Workflow RO-Crate", "1.0"),
-}
-_TERMS: Final = {"md5": "https://w3id.org/ro/terms/workflow-run#md5"}
-_TYPES: Final[dict[type, str]] = {bool: "Boolean", int: "Integer", float: "Float", str: "Text"}  # schema.org's words
-_FORMATS: Final = {
-    ".csv": "text/csv",
-    ".html": "text/html",
-    ".json": "application/json",
-    ".jsonl": "application/jsonl",
-    ".lock": "text/plain",
-    ".md": "text/markdown",
-    ".parquet": "application/vnd.apache.parquet",
-    ".py": "text/x-python",
-    ".yaml": "application/yaml",
-}
+_FORMATS: Final = MimeTypes()  # Python's own table, whatever this machine's says
+_FORMATS.add_type("text/markdown", ".md")
 
 Entity = dict[str, Any]
 
 
-class _Graph(dict[str, Entity]):
-    """The entities of a crate by id."""
-
-    def add(self, identifier: str, kind: str | list[str] = "", /, **facts: Any) -> Entity:
-        """Add an entity, or facts to one that is there (its lists grow); returns the reference to it."""
-        entity = self.setdefault(identifier, {"@id": identifier, "@type": kind})
-        for key, value in facts.items():
-            if isinstance(value, list):
-                known = entity.setdefault(key, [])
-                known += [one for one in value if one not in known]
-            elif value is not None:
-                entity[key] = value
-        return _ref(identifier)
-
-    def flat(self) -> list[Entity]:
-        """The entities in RO-Crate's form: no empty list, and one value without brackets."""
-        return [
-            {k: v[0] if isinstance(v, list) and len(v) == 1 else v for k, v in entity.items() if v != []}
-            for entity in self.values()
-        ]
-
-
 def crate(found: Sequence[Result], files: Mapping[str, str]) -> Entity:
-    """Return the content of ``ro-crate-metadata.json``."""
-    graph = _Graph()
-    about = [_ref(_SPECIFICATION), _ref(_WORKFLOW_CRATE)]
-    graph.add(METADATA, "CreativeWork", about=_ref("./"), conformsTo=about)
-    root = graph.add("./", "Dataset", name="A run of the SALF chain", datePublished=_time_of(_last(found)))
-    workflow = _add_workflow(graph, found)
-    _add_files(graph, found, files)
-    whole = _add_whole_run(graph, found)
-    runs = [_add_run(graph, position, result) for position, result in enumerate(found, start=1)]
-    stages = ", ".join(result.stage for result in found)
-    licence = "A permissive licence that grants patent rights."
-    graph.add(
-        root["@id"],
-        description=f"The stages {stages} as DVC last locked them: code, data, parameters, results, runs.",
-        license=graph.add(_LICENCE, "CreativeWork", name="Apache License 2.0", description=licence),
-        conformsTo=[graph.add(page, "CreativeWork", name=n, version=v) for page, (n, v) in _PROFILES.items()],
-        mainEntity=workflow,
-        mentions=[whole, *runs],
-    )
-    return {"@context": [f"{_SPECIFICATION}/context", _TERMS], "@graph": graph.flat()}
+    """Return the content of ``ro-crate-metadata.json``; ``files`` are further ones: path → description."""
+    data, runs = _data(found, files), list(map(_run, found))
+    whole = _whole_run(found)
+    entities = [*_frame(found, data, [whole, *runs]), *data, whole, *runs]
+    for result in found:
+        stage, commit = result.locked.stage, (result.start and result.start.commit) or "unknown"
+        tool = _entity(_id("tool", stage), "SoftwareApplication", stage, softwareVersion=commit)
+        entities += [tool, *_values(result)]
+    return {"@context": f"{_SPECIFICATION}/context", "@graph": list({one["@id"]: one for one in entities}.values())}
 
 
-def _ref(identifier: str) -> Entity:
-    return {"@id": identifier}
-
-
-def _id(*names: str) -> str:
-    """The id of something that is no file: ``#`` and its names."""
-    return "#" + "/".join(quote(name, safe="") for name in names)
-
-
-def _file(artifact: LockedPath) -> Entity:
-    """The reference to an artifact: its path in the crate, as a URI."""
-    if not artifact.is_inside:
-        return _ref(_id("elsewhere", artifact.md5 or ""))
-    return _ref(quote(artifact.path) + ("/" if artifact.is_folder else ""))
-
-
-def _format_of(path: str) -> str:
-    return _FORMATS.get(PurePosixPath(path).suffix, "application/octet-stream")
-
-
-def _time_of(at: str) -> str:
-    """A record's time as the profile wants it: milliseconds, and the zone as an offset."""
-    return f"{at[:23]}+00:00"
-
-
-def _last(found: Sequence[Result]) -> str:
-    return max(result.locked.at for result in found)
-
-
-def _add_workflow(graph: _Graph, found: Sequence[Result]) -> Entity:
-    """dvc.yaml; every run adds its step, tool and parameters to it."""
+def _frame(found: Sequence[Result], data: Iterable[Entity], actions: Iterable[Entity]) -> list[Entity]:
+    """The crate itself, its workflow, and the pages that say what both follow."""
     commits = sorted({result.start.commit for result in found if result.start and result.start.commit})
-    workflow = graph.add(
-        WORKFLOW,
-        ["File", "SoftwareSourceCode", "ComputationalWorkflow", "HowTo"],
-        name="The graph of stages",
+    stages = ", ".join(result.locked.stage for result in found)
+    root = _entity(
+        _ROOT,
+        "Dataset",
+        "A run of the SALF chain",
+        description=f"The stages {stages} as DVC last locked them: code, data, parameters, results, runs.",
+        datePublished=_time(_last(found)),
+        license=_ref(_LICENCE),
+        conformsTo=list(map(_ref, _PROFILES)),
+        mainEntity=_ref(_WORKFLOW),
+        hasPart=[_ref(_WORKFLOW), *(_ref(one["@id"]) for one in data if one["@type"] != "CreativeWork")],
+        mentions=_refs(actions),
+    )
+    workflow = _entity(
+        _WORKFLOW,
+        ["File", "SoftwareSourceCode", "ComputationalWorkflow"],
+        "The graph of stages",
         encodingFormat="application/yaml",
-        programmingLanguage=graph.add("#dvc-yaml", "ComputerLanguage", name="DVC pipeline", url=_ref(_DVC)),
-        conformsTo=graph.add(_BIOSCHEMAS, "CreativeWork", name="Bioschemas ComputationalWorkflow"),
+        programmingLanguage=_ref("#dvc-yaml"),
+        conformsTo=_ref(_BIOSCHEMAS),
         version=commits or "not under version control",
     )
-    graph.add("./", hasPart=[workflow])
-    return workflow
+    about = {"about": _ref(_ROOT), "conformsTo": [_ref(_SPECIFICATION), _ref(_WORKFLOW_CRATE)]}
+    return [
+        {"@id": METADATA, "@type": "CreativeWork", **about},
+        root,
+        workflow,
+        _entity("#dvc-yaml", "ComputerLanguage", "DVC pipeline", url=_ref("https://dvc.org")),
+        _entity(_BIOSCHEMAS, "CreativeWork", "Bioschemas ComputationalWorkflow"),
+        _entity(_LICENCE, "CreativeWork", "Apache License 2.0"),
+        *(_entity(page, "CreativeWork", name, version=page.rpartition("/")[2]) for page, name in _PROFILES.items()),
+    ]
 
 
-def _add_files(graph: _Graph, found: Sequence[Result], files: Mapping[str, str]) -> None:
+def _data(found: Sequence[Result], files: Mapping[str, str]) -> list[Entity]:
+    """Inputs, outputs and further files. What was read from outside the project is described, not contained."""
+    entities = []
     for path, artifact in members(found).items():
-        if artifact.is_folder or not artifact.is_inside:
-            facts: Entity = {"identifier": f"dvc:md5:{artifact.md5}"}
-        else:
-            facts = {"md5": artifact.md5, "encodingFormat": _format_of(path)}
-        kind = "Dataset" if artifact.is_folder else "File"
+        inside = "Dataset" if artifact.is_folder else "File"
         size = None if artifact.size is None else str(artifact.size)
-        # What was read from outside the project is described, not contained.
-        kind = kind if artifact.is_inside else "CreativeWork"
-        part = graph.add(_file(artifact)["@id"], kind, name=artifact.shown, contentSize=size, **facts)
-        graph.add("./", hasPart=[part] if artifact.is_inside else [])
+        facts = {"identifier": f"dvc:md5:{artifact.md5}", "contentSize": size, **_format(path, inside)}
+        entities.append(
+            _entity(_place(artifact), inside if artifact.is_inside else "CreativeWork", artifact.shown, **facts)
+        )
     for path, text in files.items():
-        if quote(path) not in graph:  # the workflow is one of them
-            about = _ref("./") if path == "README.md" else None
-            facts = {"description": text, "encodingFormat": _format_of(path), "about": about}
-            graph.add("./", hasPart=[graph.add(quote(path), "File", name=path, **facts)])
+        if path != _WORKFLOW:
+            about = _ref(_ROOT) if path == "README.md" else None
+            entities.append(_entity(quote(path), "File", path, description=text, about=about, **_format(path, "File")))
+    return entities
 
 
-def _add_whole_run(graph: _Graph, found: Sequence[Result]) -> Entity:
-    """The run of the workflow, and DVC, which organizes it; every stage's run adds its values and its control."""
+def _whole_run(found: Sequence[Result]) -> Entity:
     made = {artifact.path: artifact for result in found for artifact in result.outputs}
     read = {artifact.path: artifact for result in found for artifact in result.inputs}
     begun = [result.start.at for result in found if result.start]
-    whole = graph.add(
-        _WORKFLOW_RUN,
+    return _entity(
+        "#workflow-run",
         "CreateAction",
-        name="The chain",
+        "The chain",
         description="All stages, each as it was last run; they need not have run in one go.",
-        instrument=_ref(WORKFLOW),
-        object=[_file(raw) for path, raw in read.items() if not any(overlap(path, output) for output in made)],
-        result=list(map(_file, made.values())),
-        startTime=_time_of(min(begun)) if begun else None,
-        endTime=_time_of(_last(found)),
+        instrument=_ref(_WORKFLOW),
+        object=[_ref(_place(raw)) for path, raw in read.items() if not any(overlap(path, out) for out in made)],
+        result=[_ref(_place(artifact)) for artifact in made.values()],
+        startTime=_time(min(begun)) if begun else None,
+        endTime=_time(_last(found)),
         **_COMPLETED,
     )
-    versions = sorted({version for result in found if (version := result.versions.get("dvc"))}) or "unknown"
-    dvc = graph.add(_DVC, "SoftwareApplication", name="DVC", url=_ref(_DVC), softwareVersion=versions)
-    graph.add("#organize", "OrganizeAction", name="DVC runs the graph", instrument=dvc, result=whole)
-    return whole
 
 
-def _add_run(graph: _Graph, position: int, result: Result) -> Entity:
-    """The run that made a stage's result; with its program, step, values, and DVC's part in it."""
-    stage, start, end = result.stage, result.start, result.end
-    parameters, values = _add_values(graph, result)
-    program = stage.partition("@")[0]
-    tool = graph.add(
-        _id("tool", program),
-        "SoftwareApplication",
-        name=program,
-        softwareVersion=[result.commit],
-        softwareRequirements=list(_add_libraries(graph, result)),
-        input=parameters,
-    )
-    step = graph.add(_id("step", stage), "HowToStep", name=stage, position=str(position), workExample=tool)
-    run = graph.add(
+def _run(result: Result) -> Entity:
+    """The run that made a stage's result."""
+    start = result.start
+    return _entity(
         _id("run", start.run if start else f"locked-{result.locked.seq}"),
         "CreateAction",
-        name=f"Run of {stage}",
+        f"Run of {result.locked.stage}",
         description=_story(result),
-        instrument=tool,
-        object=[*map(_file, result.inputs), *values],
-        result=list(map(_file, result.outputs)),
-        startTime=_time_of(start.at) if start else None,
-        endTime=_time_of((end or result.locked).at),
+        instrument=_ref(_id("tool", result.locked.stage)),
+        object=[*(_ref(_place(artifact)) for artifact in result.inputs), *_refs(_values(result))],
+        result=[_ref(_place(artifact)) for artifact in result.outputs],
+        startTime=_time(start.at) if start else None,
+        endTime=_time((result.end or result.locked).at),
         **_COMPLETED,
     )
-    locked = {"endTime": _time_of(result.locked.at), **_COMPLETED}
-    name = f"DVC brings {stage} up to date"
-    control = graph.add(_id("control", stage), "ControlAction", name=name, instrument=step, object=run, **locked)
-    graph.add("#organize", object=[control])
-    graph.add(WORKFLOW, input=parameters, hasPart=[tool], step=[step])
-    graph.add(_WORKFLOW_RUN, object=values)
-    return run
 
 
 def _story(result: Result) -> str:
@@ -222,24 +142,53 @@ def _story(result: Result) -> str:
         return f"{command}: the result {how}; no run that made it is on record."
     facts = start.machine.model_dump() if start.machine else {}
     where = ", ".join(f"{key} {value}" for key, value in facts.items() if value) or "an unnamed machine"
-    return f"{command}: code at commit {result.commit}{' with uncommitted edits' if start.dirty else ''}; on {where}."
+    code = f"code at commit {start.commit}{' with uncommitted edits' if start.dirty else ''}"
+    return f"{command}: {code}; with {', '.join(map(' '.join, sorted(start.versions.items())))}; on {where}."
 
 
-def _add_values(graph: _Graph, result: Result) -> tuple[list[Entity], list[Entity]]:
-    """The parameters of a stage, and the values that this run gave them."""
-    parameters, values = [], []
+def _values(result: Result) -> list[Entity]:
+    """The values that a stage's parameters had."""
+    found = []
     for name, value in result.parameters.items():
-        identifier, kind = _id("value", result.stage, name), _TYPES.get(type(value), "PropertyValue")
-        facts = {"name": name, "additionalType": kind, "workExample": [_ref(identifier)]}
-        parameters.append(graph.add(_id("parameter", name), "FormalParameter", **facts))
         shown = value if isinstance(value, str | int | float) else json.dumps(value, ensure_ascii=False)
-        values.append(graph.add(identifier, "PropertyValue", name=name, value=shown, exampleOfWork=parameters[-1]))
-    return parameters, values
+        found.append(_entity(_id("value", result.locked.stage, name), "PropertyValue", name, value=shown))
+    return found
 
 
-def _add_libraries(graph: _Graph, result: Result) -> Iterator[Entity]:
-    for package, version in sorted(result.versions.items()):
-        page = f"https://pypi.org/project/{quote(package)}/{quote(version)}/"
-        if package == "python":
-            page = f"https://www.python.org/downloads/release/python-{version.replace('.', '')}/"
-        yield graph.add(page, "SoftwareApplication", name=package, softwareVersion=version, url=_ref(page))
+def _entity(identifier: str, kind: str | list[str], name: str, /, **facts: Any) -> Entity:
+    """An entity in RO-Crate's form: no empty fact, and one value without brackets."""
+    known = {key: one[0] if isinstance(one, list) and len(one) == 1 else one for key, one in facts.items()}
+    return {"@id": identifier, "@type": kind, "name": name} | {k: v for k, v in known.items() if v not in (None, [])}
+
+
+def _ref(identifier: str) -> Entity:
+    return {"@id": identifier}
+
+
+def _refs(entities: Iterable[Entity]) -> list[Entity]:
+    return [_ref(one["@id"]) for one in entities]
+
+
+def _id(*names: str) -> str:
+    """The id of something that is no file: ``#`` and its names."""
+    return "#" + "/".join(quote(name, safe="") for name in names)
+
+
+def _place(artifact: LockedPath) -> str:
+    """The id of an artifact: its path in the crate, as a URI."""
+    if not artifact.is_inside:
+        return _id("elsewhere", artifact.md5 or "")
+    return quote(artifact.path) + ("/" if artifact.is_folder else "")
+
+
+def _format(path: str, kind: str) -> Entity:
+    return {"encodingFormat": _FORMATS.guess_type(path)[0] or "application/octet-stream"} if kind == "File" else {}
+
+
+def _time(at: str) -> str:
+    """A record's time as the profile wants it: milliseconds, and the zone as an offset."""
+    return f"{at[:23]}+00:00"
+
+
+def _last(found: Sequence[Result]) -> str:
+    return max(result.locked.at for result in found)

@@ -1,20 +1,21 @@
 """Traces an artifact's origin: its stage, the run that made it, and all inputs down to raw data and base model."""
 
+import contextlib
 import io
+import json
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 
 from flows.lineage.known import Known, Universe
-from flows.lineage.project import NotFoundError, is_folder
-from salf.ledger import LockEntry
+from flows.lineage.project import NotFoundError
 
 _RUN_FACTS: Final = {
     *("run", "command", "seed", "commit", "branch", "dirty", "dirty_files_sha256", "detached", "shallow"),
     *("flow_run", "flow_run_name", "versions", "machine"),
 }
+_ORIGIN: Final = ("name", "origin", "source", "revision", "weights_sha256")  # of a base model, in base.json
 _CODE: Final = {".py", ".j2", ".css", ".lock"}
 _SHORTEST_HASH: Final = 6
 _SHA256_LENGTH: Final = 64
@@ -27,16 +28,6 @@ class Subject(NamedTuple):
     path: str | None = None
     name: str | None = None
     remark: str = ""
-
-
-class BaseModelOrigin(BaseModel):
-    """The part of ``base.json`` that says where a base model comes from."""
-
-    name: str
-    origin: str
-    source: Any = None
-    revision: str | None = None
-    weights_sha256: str
 
 
 def lineage(universe: Universe, asked: str) -> dict[str, Any]:
@@ -125,8 +116,7 @@ def _by_sha256(universe: Universe, digest: str) -> Subject | None:
                 path = file.relative_to(project.root).as_posix()
                 if project.hasher.digest(file, "sha256") == digest:
                     return Subject(universe.present(stage), path, name, f"SHA-256 of {path}")
-                base = _origin(file) if file.name == "base.json" else None
-                if base and base.weights_sha256 == digest:
+                if file.name == "base.json" and _origin(file)["weights_sha256"] == digest:
                     return Subject(universe.present(stage), out, name, f"SHA-256 of the weights in {out}")
     return None
 
@@ -138,7 +128,8 @@ def _node(universe: Universe, known: Known, identifier: str) -> dict[str, Any]:
     run = recorded.run or ledger.maker(stage, entry) if recorded else None
     if recorded is None and known.source == "dvc.lock":
         run = ledger.unclaimed_run(stage, entry)
-    start, end, base = ledger.start(run), ledger.end(run), _base_model(universe, entry)
+    start, end = ledger.start(run), ledger.end(run)
+    base = next((f for name in entry.outputs.values() if (f := universe.manifest(name).get("base.json"))), None)
     ended = {"ended": end.at, "status": end.status, "seconds": end.seconds} if end else {"ended": None}
     return {
         "id": identifier,
@@ -148,25 +139,18 @@ def _node(universe: Universe, known: Known, identifier: str) -> dict[str, Any]:
         "command": entry.cmd,
         "params": entry.params,
         "run": start and start.model_dump(include=_RUN_FACTS) | {"started": start.at, "record": start.seq} | ended,
-        "base_model": base and base.model_dump(),
+        "base_model": _origin(universe.project.cached(base)) if base else None,  # the workspace may have changed
         "outputs": [{"path": path, "name": name} for path, name in entry.outputs.items()],
         "inputs": [],
     }
 
 
-def _base_model(universe: Universe, entry: LockEntry) -> BaseModelOrigin | None:
-    """The origin that a base model folder holds, read from the cache: the workspace may have changed."""
-    for name in entry.outputs.values():
-        if file := universe.manifest(name).get("base.json") if is_folder(name) else None:
-            return _origin(universe.project.cached(file))
-    return None
-
-
-def _origin(file: Path) -> BaseModelOrigin | None:
-    try:
-        return BaseModelOrigin.model_validate_json(file.read_bytes())
-    except (OSError, ValidationError):
-        return None
+def _origin(file: Path) -> dict[str, Any]:
+    """Where a base model comes from, as ``base.json`` says; each fact is ``None`` in a file that cannot be read."""
+    facts: Any = {}
+    with contextlib.suppress(OSError, ValueError):
+        facts = json.loads(file.read_bytes())
+    return {key: facts.get(key) for key in _ORIGIN}
 
 
 def _kind(place: Path) -> str:

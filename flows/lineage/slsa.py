@@ -5,7 +5,7 @@ isolated, so it reaches SLSA Build L1; a signature makes later changes visible.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,16 +25,6 @@ _BUILD_TYPE: Final = "urn:salf:dvc-stage:v1"
 _BUILDER: Final = "urn:salf:local-dvc"
 
 
-def model_folders(found: Sequence[Result], project: Path) -> list[tuple[Result, LockedPath]]:
-    """Return the outputs that are model folders (they hold safetensors), with what is known of their making."""
-    return [
-        (result, artifact)
-        for result in found
-        for artifact in result.outputs
-        if artifact.is_folder and any((project / artifact.path).glob("*.safetensors"))
-    ]
-
-
 def statement(result: Result, model: LockedPath, sha256: Mapping[str, str]) -> dict[str, Any]:
     """Return the statement about one model folder, the stage's output."""
     start, end = result.start, result.end
@@ -49,7 +39,7 @@ def statement(result: Result, model: LockedPath, sha256: Mapping[str, str]) -> d
             "buildDefinition": {
                 "buildType": _BUILD_TYPE,
                 "externalParameters": {
-                    "stage": result.stage,
+                    "stage": result.locked.stage,
                     "command": result.locked.lock.cmd,
                     "parameters": result.parameters,
                     "output": model.path,
@@ -58,7 +48,7 @@ def statement(result: Result, model: LockedPath, sha256: Mapping[str, str]) -> d
                 "resolvedDependencies": [*source, *map(_descriptor, result.inputs)],
             },
             "runDetails": {
-                "builder": {"id": _BUILDER, "version": result.versions},
+                "builder": {"id": _BUILDER, "version": start.versions if start else {}},
                 "metadata": times | ({"finishedOn": end.at} if end else {}),
                 "byproducts": [_descriptor(other) for other in result.outputs if other != model],
             },

@@ -15,7 +15,7 @@ import psutil
 from pydantic import BaseModel, ValidationError
 
 from flows.lineage.known import Universe
-from flows.lineage.project import LOCK_FILE, UNREADABLE, Hasher, Project, is_folder, overlap
+from flows.lineage.project import LOCK_FILE, UNREADABLE, Hasher, Project, overlap
 from flows.lineage.why import changes_since
 from salf.answer_folder import is_answer_side
 from salf.errors import UserError
@@ -321,7 +321,7 @@ class _Audit:
                     self.wrong("unknown model", path, f"unknown hash {name}: not in dvc.lock, the ledger or any commit")
             elif (folder / "run.json").is_file():  # a fine-tuned model
                 inputs = self.lock[stages[path]].inputs
-                folders = (project.root / read for read, name in inputs.items() if is_folder(name))
+                folders = (project.root / read for read, name in inputs.items() if name.endswith(FOLDER))
                 if base := next((base for base in folders if (base / "base.json").is_file()), None):
                     self.checked["fine-tunes against their base"] += 1
                     for fault in check_shards(folder, base, project.hasher):

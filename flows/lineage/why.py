@@ -75,7 +75,7 @@ def changes_since(project: Project, declared: StageNode, entry: LockEntry) -> li
     command = Change("command", "", f"was `{entry.cmd}`, is `{declared.command}`")
     found = [command] if entry.cmd != declared.command else []
     found += _compare(_parameters(entry.params), _parameters(plain(declared.params)), "parameter")
-    return found + _compare_paths(project, entry.inputs, declared.reads, "input")
+    return found + _compare(entry.inputs, _present(project, declared.reads), "input")
 
 
 def diff(project: Project, old: str, new: str) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def _changes(universe: Universe, stage: str) -> list[str]:
     last = _last_run(universe, stage)
     commit = last.commit if last else None
     lines = []
-    outputs = _compare_paths(project, entry.outputs, declared.outputs, "output")
+    outputs = _compare(entry.outputs, _present(project, declared.outputs), "output")
     for change in [*changes_since(project, declared, entry), *outputs]:
         lines.append(str(change))
         if change.kind == "input" and commit and (files := project.changed_files(commit, change.name)):
@@ -135,15 +135,9 @@ def _compare(old: Mapping[str, Any], new: Mapping[str, Any], kind: str) -> list[
     return found
 
 
-def _compare_paths(project: Project, locked: Mapping[str, str], declared: Sequence[str], kind: str) -> list[Change]:
-    found = []
-    for path in declared:
-        if path not in locked:
-            found.append(Change(kind, path, "is new"))
-        elif (now := project.name_of(path)) != locked[path]:
-            found.append(Change(kind, path, f"was {locked[path]}, is {now}" if now else "is missing"))
-    verb = {"input": "read", "output": "made"}[kind]
-    return found + [Change(kind, path, f"is no longer {verb}") for path in locked if path not in declared]
+def _present(project: Project, paths: Sequence[str]) -> dict[str, str]:
+    """Path → hash of what is there now."""
+    return {path: name for path in paths if (name := project.name_of(path))}
 
 
 def _shown(value: Any) -> str:

@@ -45,10 +45,10 @@ def offline(tmp_path_factory) -> Path:
 
 
 def complaints(crate: Path, cache: Path, severity: str = "REQUIRED") -> set[str]:
-    """What the validator of the Provenance Run Crate profile says against a crate."""
+    """What the validator of the Workflow Run Crate profile says against a crate."""
     settings = services.ValidationSettings(
         rocrate_uri=str(crate),
-        profile_identifier="provenance-run-crate",
+        profile_identifier="workflow-run-crate",
         requirement_severity=severity,
         offline=True,
         cache_path=cache,
@@ -94,8 +94,9 @@ def test_the_crate_says_what_git_and_the_files_say(project, tmp_path):
     project.export("ro-crate", "--out", str(crate))
     known = entities(crate)
     for entity in known.values():
-        if entity["@type"] == "File" and "md5" in entity:
-            assert hashlib.md5((crate / unquote(entity["@id"])).read_bytes()).hexdigest() == entity["md5"]
+        if entity["@type"] == "File" and "identifier" in entity:
+            digest = hashlib.md5((crate / unquote(entity["@id"])).read_bytes()).hexdigest()
+            assert entity["identifier"] == f"dvc:md5:{digest}"
     run = next(one for one in known.values() if one.get("name") == "Run of finetune@salf+lora-1")
     assert run["result"] == {"@id": "data/models/salf%2Blora-seed1/"}
     assert {one["@id"] for one in run["object"]} >= {"raw.csv", "stage.py", "data/base/config.json"}
@@ -103,8 +104,8 @@ def test_the_crate_says_what_git_and_the_files_say(project, tmp_path):
     assert values["finetune.epochs"] == 2
     assert json.loads(values["finetune.rate"]) == [0.001, 0.01]
     assert known[run["instrument"]["@id"]]["softwareVersion"] == project.run("git", "rev-parse", "HEAD").strip()
-    order = [known[one["@id"]]["name"] for one in known["dvc.yaml"]["step"]]
-    assert (order[0], order[-1]) == ("base", "evaluate")
+    order = [known[one["@id"]]["name"] for one in known["./"]["mentions"]]
+    assert (order[:2], order[-1]) == (["The chain", "Run of base"], "Run of evaluate")
 
 
 def test_what_was_read_from_outside_the_project_is_described_without_its_place(project, tmp_path):
