@@ -4,8 +4,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from salf.trial import tokenise_sample, try_out
 from stages.common.command import BASE, exit_code, parser_of
 from stages.common.params import Data, Prepare, Room
@@ -35,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Read the parameters and the base model's tokenizer, write the prepared folder."""
     arguments = _PARSER.parse_args(argv)
     made = _prepared(PrepareRoom.load(), arguments.base)
-    print_summary(made, write_prepared(arguments.out, made), Console())
+    print_summary(made, write_prepared(arguments.out, made))
 
 
 def _prepared(room: PrepareRoom, base: Path) -> Prepared:
@@ -56,11 +54,7 @@ def _prepared(room: PrepareRoom, base: Path) -> Prepared:
         before, dropped = separate(carve(examples, data.limits, data.seed), room.prepare.near_duplicate)
         examples, unknown = draw(before, data)
         refused += unknown
-
-    def check(labels: dict[str, list[str | None]]) -> None:
-        check_usable(labels, carved, refused + dropped)
-
-    check({name: [example.label for example in part] for name, part in examples.items()})
+    check_usable(examples, carved, refused + dropped)
     labels = label_ids(tokenizer, examples[TRAIN]) if filler.task.labels else None
     splits: dict[str, list[Tokenised]] = {}
     for name, rows in examples.items():  # train first: rows of the others are kept if it has their label
@@ -71,9 +65,10 @@ def _prepared(room: PrepareRoom, base: Path) -> Prepared:
             splits[name], lost = tokenise(tokenizer, part, labels, longest)
         refused += unfit + lost_from(name, lost)
         if labels and name == TRAIN:
-            kept = {row.example.label for row in splits[TRAIN]}
-            labels = {label: ids for label, ids in labels.items() if label in kept}
-    check({name: [row.example.label for row in part] for name, part in splits.items()})
+            left = {row.example.label for row in splits[TRAIN]}
+            labels = {label: ids for label, ids in labels.items() if label in left}
+    kept = {name: [row.example for row in part] for name, part in splits.items()}
+    check_usable(kept, carved, refused + dropped)
     return Prepared(filler, tokenizer, longest, source, before, splits, labels, dropped, refused)
 
 

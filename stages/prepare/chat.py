@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, NoReturn
 
 from jinja2 import Template, TemplateError
-from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.nodes import Node, Scope
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
 
 from salf.errors import UserError
 from salf.files import digest_of, read_json
@@ -48,7 +46,6 @@ _TODAY: Final = date(2025, 1, 1)  # for templates that ask: with the real date, 
 _THOUGHTS: Final = ("reasoning_content", "thinking", "reasoning")
 _FILE: Final = "chat_template.jinja"
 _SETTINGS: Final = "tokenizer_config.json"
-_LONGEST: Final = 10_000_000  # characters of a rendered conversation
 
 _REWRITTEN: Final = "with a prompt that the chat template writes differently when the model has to answer it"
 _TEXT: Final = "with a call whose arguments are text, which the chat template quotes once more: make them an object"
@@ -128,13 +125,11 @@ def _content(content: Any) -> str | None:
     """Text, or a list of parts that are all text (``text``, ``input_text``, ``output_text``)."""
     if not isinstance(content, list | Mapping):
         return None if content is None else as_text(content)
-    parts = [
-        part if isinstance(part, Mapping) else {} for part in (content if isinstance(content, list) else [content])
-    ]
-    texts = [part.get("text") if str(part.get("type", "text")).endswith("text") else None for part in parts]
-    if not all(isinstance(text, str) for text in texts):
+    parts = content if isinstance(content, list) else [content]
+    texts = [p["text"] for p in parts if isinstance(p, Mapping) and isinstance(p.get("text"), str)]
+    if len(texts) < len(parts) or not all(str(part.get("type", "text")).endswith("text") for part in parts):
         raise RefusedRowError("conversation with contents that are not text")
-    return "".join(map(str, texts))
+    return "".join(texts)
 
 
 def _calls(content: Any) -> list[dict[str, Any]]:
@@ -181,9 +176,8 @@ class ChatTemplate:
             _, self.closing = self._around(asked, None)
             self._invites = self.render(asked, prompt=True) != self.render(asked)
         except Exception as error:  # a template is its author's program: it may fail in any way
-            raise UserError(
-                f"prepare.chat_template: the model's chat template cannot be used: {_on_one_line(error)}"
-            ) from None
+            fault = _on_one_line(error)
+            raise UserError(f"prepare.chat_template: the model's chat template cannot be used: {fault}") from None
 
     @classmethod
     def of(cls, folder: Path) -> "ChatTemplate":
@@ -196,10 +190,7 @@ class ChatTemplate:
             if (folder / place).exists():
                 named[name] = (folder / place).read_text(encoding="utf-8")
         if not named.get("default"):
-            raise UserError(
-                f"prepare.chat_template: the tokenizer in {folder} has no chat template: "
-                "take a model that was tuned for chat, or set it to false"
-            )
+            raise UserError(f"prepare.chat_template: {folder} has no chat template; take a chat model, or set false")
         tokens = {name: value for name, value in config.items() if name.endswith("_token") and value}
         texts = {name: value["content"] if isinstance(value, Mapping) else value for name, value in tokens.items()}
         special = {name: text for name, text in texts.items() if isinstance(text, str)}
@@ -220,16 +211,10 @@ class ChatTemplate:
             "documents": None,  # some templates ask whether there are any
             "add_generation_prompt": prompt,
         }
-        pieces, length = [], 0
         try:
-            for piece in template.generate(context):
-                pieces.append(piece)
-                length += len(piece)
-                if length > _LONGEST:
-                    raise TemplateError(f"more than {_LONGEST:,} characters")
+            return template.render(context)
         except Exception as error:
             raise RefusedRowError(f"conversation that the chat template refuses: {_on_one_line(error)}") from error
-        return "".join(pieces)
 
     def cut(self, turns: Sequence[Turn], answer: Turn, tools: Tools | None = None, *, bare: bool = False) -> Cut:
         """Render a whole conversation and cut it where the answer begins and ends.
@@ -242,9 +227,7 @@ class ChatTemplate:
         whole = self.render(conversation, tools)
         self._check_calls(conversation, tools, whole)
         if not whole.endswith(self.closing):
-            raise RefusedRowError(
-                f"answer that the chat template does not close as it closes others ({self.closing.strip()!r})"
-            )
+            raise RefusedRowError(f"answer that the chat template does not close with {self.closing.strip()!r}")
         body = whole.removesuffix(self.closing)
         invited = self.render(turns, tools, prompt=True)
         before, _ = self._around(turns, tools)
@@ -253,9 +236,7 @@ class ChatTemplate:
         asked = self.render(turns, tools)
         fits = head in heads or head.startswith(asked)
         if not fits or (bare and body[len(head) :] != answer["content"]):
-            raise RefusedRowError(
-                "conversation that the chat template writes differently with this answer than before it"
-            )
+            raise RefusedRowError("conversation that the chat template writes differently with this answer")
         prompt = head.rstrip(" ")
         said = body[len(prompt) :]
         start = len(said) - len(said.lstrip())
@@ -331,15 +312,6 @@ class _Generation(Extension):
         return Scope(body).set_lineno(line)
 
 
-class _Namespace(Namespace):
-    """Jinja's ``namespace`` without names that lead into Python itself."""
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        if name.startswith("_"):
-            raise SecurityError(f"a namespace holds no name like {name!r}")
-        super().__setitem__(name, value)
-
-
 def _compile(text: str) -> Template:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
@@ -349,7 +321,6 @@ def _compile(text: str) -> Template:
         del environment.globals[idle]
     environment.globals |= {
         "dict": lambda *args, **kwargs: dict(*args, **kwargs),
-        "namespace": _Namespace,
         "raise_exception": _raise,
         "strftime_now": _TODAY.strftime,
     }

@@ -141,9 +141,8 @@ class Filler:
         self.data, self.task, self.chat = data, TASKS[data.task], chat
         self.template = Template(data.template)
         if data.answer_column in self.template.columns and not data.messages and not self.task.text:
-            raise UserError(
-                f"data.template: names the answer column {data.answer_column!r}: the prompt would hold the answer"
-            )
+            name = f"names the answer column {data.answer_column!r}"
+            raise UserError(f"data.template: {name}: the prompt would hold the answer")
         self.classes: Counter[str] = Counter()
         self.blank: Counter[str] = Counter()
         self.extra_columns = CHAT_COLUMNS if data.messages else ()
@@ -157,17 +156,16 @@ class Filler:
     @property
     def columns(self) -> dict[str, str]:
         """The columns that must be there: column (or path inside one) to the parameter that names it."""
-        data = self.data
+        data, named = self.data, {column: f"data.{name}_column" for name, column in self._grouping.items()}
         if data.messages:
-            named = {data.messages: "data.messages"}
-        else:
-            named = dict.fromkeys(self.template.columns, "data.template")
-            if self.task.candidates:
-                named.pop(LISTED, None)
-                columns = data.choices.column or []
-                named |= dict.fromkeys([columns] if isinstance(columns, str) else columns, "data.choices.column")
-            named |= {} if self.task.text else {data.answer_column: "data.answer_column"}
-        return named | {column: f"data.{name}_column" for name, column in self._grouping.items()}
+            return {data.messages: "data.messages", **named}
+        if self.task.candidates:
+            columns = data.choices.column or []
+            named |= dict.fromkeys([columns] if isinstance(columns, str) else columns, "data.choices.column")
+        if not self.task.text:
+            named[data.answer_column] = "data.answer_column"
+        shown = [column for column in self.template.columns if not (self.task.candidates and column == LISTED)]
+        return dict.fromkeys(shown, "data.template") | named
 
     def look_at(self, rows: Sequence[Row]) -> None:
         """Settle from the rows of all splits how labels are spelled, and count the classes."""
@@ -181,13 +179,8 @@ class Filler:
             self.classes[self._spelling.get(label, label)] += count
         self._words = {self._spelling.get(label, label): word for label, word in self._words.items()}
         if unknown := sorted(self._words.keys() - self.classes.keys()):
-            raise UserError(
-                f"data.label_words: no row has the label {unknown[0]!r}; labels: {listed(sorted(self.classes))}"
-            )
-        self._merge()
-
-    def _merge(self) -> None:
-        """Make one label of those that share a word; all labels are named by their words then."""
+            raise UserError(f"data.label_words: no row has {unknown[0]!r}; labels: {listed(sorted(self.classes))}")
+        # Labels that share a word are one; all labels are named by their words then.
         sharing: dict[str, list[str]] = {}
         for label in sorted(self.classes):
             sharing.setdefault(self._words.get(label, label), []).append(label)

@@ -75,10 +75,7 @@ def _read_csv(path: Path, _wanted: Collection[str], delimiter: str = ",") -> Ite
                     names = listed(header, 5)
                     raise UserError(f"{path}:{reader.line_num}: not the {len(header)} fields of the header ({names})")
                 if delimiter == "\t" and any(_holds_rows(field, at, len(header)) for at, field in enumerate(fields)):
-                    raise UserError(
-                        f"{path}:{reader.line_num}: a text of several lines that ends here holds whole rows, "
-                        "as after a quote that is part of a text; save the file as jsonl"
-                    )
+                    raise UserError(f"{path}:{reader.line_num}: a text of several lines holds whole rows; write jsonl")
                 yield dict(zip(header, fields, strict=True))
         except csv.Error as error:
             raise UserError(f"{path}:{reader.line_num}: damaged csv: {error}") from None

@@ -8,9 +8,6 @@ from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from salf.blocks import document_of
 from salf.files import replacing_folder, sha256_file
@@ -137,13 +134,11 @@ def _table(examples: Sequence[Tokenised], *, subgroups: bool) -> pa.Table:
     return pa.table(columns, schema=schema.append(_CANDIDATES))
 
 
-def print_summary(made: Prepared, record: PreparedRecord, console: Console) -> None:
+def print_summary(made: Prepared, record: PreparedRecord) -> None:
     """Print rows, classes, lost rows, lengths, and one example."""
-    table = Table("split", "rows", "tokens", "prompt tokens", "classes", title="prepared data")
-    for name, split in sorted(record.splits.items(), key=lambda item: -item[1].rows):
-        lengths = f"{split.prompt_tokens_min} to {split.prompt_tokens_max}"
-        table.add_row(name, f"{split.rows:,}", f"{split.tokens:,}", lengths, _classes(record, split))
-    console.print(table)
+    for name, split in record.splits.items():
+        lengths = f"prompts of {split.prompt_tokens_min} to {split.prompt_tokens_max} tokens"
+        print(f"{name}: {split.rows:,} rows ({_classes(record, split)}), {split.tokens:,} tokens, {lengths}")
     lists = {
         "dropped": [f"{n:,} {reason}" for reason, n in record.dropped.items()],
         "refused": [f"{one.split}: {one.count:,} {one.reason}" for one in record.refused],
@@ -154,14 +149,12 @@ def print_summary(made: Prepared, record: PreparedRecord, console: Console) -> N
     }
     for title, lines in lists.items():
         if lines:
-            console.print(f"{title}: {listed(lines, 10, '; ')}", markup=False, highlight=False, soft_wrap=True)
+            print(f"{title}: {listed(lines, 10, '; ')}")
     if not made.filler.task.text:
-        console.print(
-            f"cut from the left at {record.max_tokens:,} tokens: {record.truncated:,}; "
-            f"all prompts share their first {record.shared_prefix_tokens:,} tokens"
-        )
+        print(f"cut from the left at {record.max_tokens:,} tokens: {record.truncated:,} prompts")
+        print(f"shared by all prompts: their first {record.shared_prefix_tokens:,} tokens")
     example = made.splits[TRAIN][0].example
-    console.print(escape(f"an example:\n{example.prompt} [{example.answer}]"), highlight=False, soft_wrap=True)
+    print(f"an example:\n{example.prompt} [{example.answer}]")
 
 
 def _classes(record: PreparedRecord, split: PreparedSplit) -> str:
@@ -172,4 +165,4 @@ def _classes(record: PreparedRecord, split: PreparedSplit) -> str:
     if not record.labels:
         return "free answers"
     fewest, most = min(split.label_counts.values()), max(split.label_counts.values())
-    return f"{len(split.label_counts)} of {fewest}{'' if fewest == most else f' to {most}'} rows"
+    return f"classes: {len(split.label_counts)} of {fewest}{'' if fewest == most else f' to {most}'} rows"

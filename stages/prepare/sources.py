@@ -83,10 +83,7 @@ def _files(path: Path, names: Mapping[str, str], formats: Sequence[str]) -> dict
     if path.suffix.lower() not in formats:
         raise UserError(f"{path}: unknown format {path.suffix or '(no suffix)'!r}; known: {', '.join(formats)}")
     if len(names) > 1:
-        raise UserError(
-            f"data.path = {path}: one file holds one split; set data.splits.validation and test to null "
-            "(they are carved out of it), or name a folder"
-        )
+        raise UserError(f"data.path = {path}: one file holds one split; set data.splits.validation and test to null")
     return {TRAIN: [path]}
 
 
@@ -107,18 +104,17 @@ def _split_files(folder: Path, name: str, formats: Sequence[str]) -> list[Path]:
         files = ", ".join(form[0].relative_to(folder).as_posix() for form in found)
         raise UserError(f"{folder}: split {name!r} has two files: {files}; keep one")
     there = [file.name for file in held] + [f"{inner.name}/" for inner in sorted(folder.iterdir()) if inner.is_dir()]
-    raise UserError(
-        f"{folder}: no file for split {name!r} ({' or '.join(formats)}); "
-        f"found {', '.join(there) or 'no data file'}; {_NAME_THEM}"
-    )
+    known, held_there = " or ".join(formats), ", ".join(there) or "no data file"
+    raise UserError(f"{folder}: no file for split {name!r} ({known}); found {held_there}; {_NAME_THEM}")
 
 
 def _parts(folder: Path, name: str, held: Iterable[Path]) -> list[Path]:
-    matched = [(_PART.fullmatch(file.stem), file) for file in held]
-    parts = [(match, file) for match, file in matched if match and match["name"] == name]
-    if parts and {int(match["number"]) for match, _ in parts} != set(range(int(parts[0][0]["parts"]))):
-        raise UserError(f"{folder}: split {name!r} has {len(parts)} of {int(parts[0][0]['parts'])} parts")
-    return [file for _, file in parts]
+    matched = {file: _PART.fullmatch(file.stem) for file in held}
+    parts = {file: match for file, match in matched.items() if match and match["name"] == name}
+    for match in parts.values():
+        if {int(part["number"]) for part in parts.values()} != set(range(int(match["parts"]))):
+            raise UserError(f"{folder}: split {name!r} has {len(parts)} of {int(match['parts'])} parts")
+    return list(parts)
 
 
 def _of_formats(files: Iterable[Path], formats: Collection[str]) -> list[Path]:
@@ -137,9 +133,8 @@ def _load_hub(data: Data, wanted: Collection[str]) -> Loaded:
         parts, commit = _open_hub(data)
         for name in names.values():
             if name not in parts:
-                raise UserError(
-                    f"data.name = {data.name}: no split {name!r}; it has {', '.join(sorted(parts))}; {_NAME_THEM}"
-                )
+                known = ", ".join(sorted(parts))
+                raise UserError(f"data.name = {data.name}: no split {name!r}; it has {known}; {_NAME_THEM}")
         found = {split: _hub_rows(parts[name], name, wanted, columns, digests[name]) for split, name in names.items()}
         rows, refused = _hold(found, data)
     identity = {
@@ -244,8 +239,6 @@ def _watched(rows: Iterable[Row], split: str) -> Iterator[Row]:
     start = process.memory_info().rss
     for number, row in enumerate(rows):
         if number % _WATCH == 0 and process.memory_info().rss - start > (room := min(_ROOM, free_memory_bytes())):
-            raise UserError(
-                f"data: {number:,} rows of {split} fill {room / 2**20:,.0f} MiB of memory, which is the limit; give "
-                f"fewer or shorter rows, or set data.limits ({_MOST:,} rows of a larger split are then drawn)"
-            )
+            full = f"{number:,} rows of {split} fill {room / 2**20:,.0f} MiB of memory, which is the limit"
+            raise UserError(f"data: {full}; give fewer rows, or set data.limits ({_MOST:,} rows are kept then)")
         yield row

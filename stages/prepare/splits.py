@@ -23,6 +23,7 @@ from stages.prepare.rows import INVISIBLE, SPLITS, TEST, TRAIN, VALIDATION, Exam
 
 Examples = dict[str, list[Example]]
 Shingle = tuple[str, ...]
+Labels = Mapping[str | None, float]  # label → number of examples
 
 COMPARED: Final = 20  # candidates of one text
 
@@ -152,27 +153,27 @@ def of_labels(
 ) -> tuple[list[Example], Lost]:
     """Keep the examples of a split that have one of the labels; returned with the others, counted."""
     known = [example for example in examples if example.label in labels]
-    lacking = sorted({str(example.label) for example in examples} - {str(label) for label in labels})
+    lacking = sorted({str(example.label) for example in examples if example.label not in labels})
     reason = f"with a label {why} ({listed([repr(label) for label in lacking], 3)})"
     return known, +Lost({(split, reason): len(examples) - len(known)})
 
 
-def check_usable(splits: Mapping[str, Sequence[str | None]], carved: Collection[str], lost: Lost) -> None:
-    """Refuse an empty split, or a training split of one class; ``splits`` holds the labels of the examples.
+def check_usable(splits: Mapping[str, Sequence[Example]], carved: Collection[str], lost: Lost) -> None:
+    """Refuse an empty split, or a training split of one class.
 
     The line says what became of the rows, those of train for a split that was carved out of it.
     """
-    for split, labels in splits.items():
-        single = split == TRAIN and len(set(labels)) == 1 and None not in labels
-        if labels and not single:
+    for split, rows in splits.items():
+        labels = {row.label for row in rows}
+        single = split == TRAIN and len(labels) == 1 and None not in labels
+        if rows and not single:
             continue
-        fault = f"only one class ({labels[0]!r}) in" if single else "no row is left of"
+        fault = f"only one class ({rows[0].label!r}) in" if single else "no row is left of"
         of, origin = (TRAIN, ", which is carved out of train") if split in carved else (split, "")
         gone = [f"{n:,} {reason}" for (where, reason), n in lost.most_common() if where == of]
         fate = f"; of {of} were left out: {listed(gone, 5, '; ')}" if gone else ""
-        raise UserError(
-            f"data: {fault} {split}{origin}; give more rows or groups, or name a split in data.splits{fate}"
-        )
+        advice = "give more rows or groups, or name a split in data.splits"
+        raise UserError(f"data: {fault} {split}{origin}; {advice}{fate}")
 
 
 def _shares(limits: Limits, absent: Sequence[str]) -> dict[str, float]:
@@ -191,10 +192,8 @@ def _groups(examples: Iterable[Example], seed: int) -> list[list[Example]]:
     return [groups[key] for key in sorted(groups, key=lambda key: draw_key(seed, key[1]))]
 
 
-def _fit(
-    labels: Counter[str | None], missing: Mapping[str | None, float], share: float, totals: Counter[str | None]
-) -> tuple[float, float]:
-    fits = sum(min(n, max(missing[label], 0)) for label, n in labels.items()) / labels.total()
+def _fit(labels: Labels, missing: Labels, share: float, totals: Labels) -> tuple[float, float]:
+    fits = sum(min(n, max(missing[label], 0)) for label, n in labels.items()) / sum(labels.values())
     lacks = sum(n * missing[label] / (share * totals[label]) for label, n in labels.items())
     return fits, lacks
 

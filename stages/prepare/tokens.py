@@ -35,6 +35,10 @@ class Tokenised:
     merged: tuple[str, ...] = ()  # the ends (``field``, ``turn``) that a token reaches across
 
 
+Made = tuple[list[Tokenised], Counter[str]]  # and the reasons of those that were refused
+LabelIds = Mapping[str, list[int]]
+
+
 class PromptTokenizer:
     """The tokenizer of a base model's folder; ``start`` is its token before every prompt (BOS).
 
@@ -122,12 +126,9 @@ class PromptTokenizer:
     def _check_rows(self, ids: Sequence[int]) -> None:
         worst = max(ids, default=0)
         if self.rows is not None and worst >= self.rows:
-            token = self._tokenizer.id_to_token(worst)
-            raise UserError(
-                f"model: {f'token {token!r}' if token else 'eos_token_id'} has the id {worst}, and the embedding has "
-                f"{self.rows} rows (ids 0 to {self.rows - 1}): take a tokenizer that fits the model, or resize the "
-                "model to it (resize_token_embeddings)"
-            )
+            name = f"token {token!r}" if (token := self._tokenizer.id_to_token(worst)) else "eos_token_id"
+            fault = f"{name} has the id {worst}, and the embedding has {self.rows} rows (ids 0 to {self.rows - 1})"
+            raise UserError(f"model: {fault}: take its own tokenizer, or resize_token_embeddings")
 
     def _end_of_turn(self, closing: str) -> tuple[int | None, str]:
         """The first added token in what a template writes after an answer, and the text before it."""
@@ -179,9 +180,7 @@ def label_ids(tokenizer: PromptTokenizer, examples: Sequence[Example]) -> dict[s
     raise UserError(f"data.label_words: the tokenizer cannot tell {pair}: {why}; give one another word")
 
 
-def tokenise(
-    tokenizer: PromptTokenizer, examples: Sequence[Example], labels: Mapping[str, list[int]] | None, max_tokens: int
-) -> tuple[list[Tokenised], Counter[str]]:
+def tokenise(tokenizer: PromptTokenizer, examples: Sequence[Example], labels: LabelIds | None, max_tokens: int) -> Made:
     """Tokenise the examples of a split; returned with the refused ones, counted.
 
     Prompt and answer have at most ``max_tokens`` together, or the model's context. A prompt that is too long is cut
@@ -221,15 +220,10 @@ def tokenise(
     return made, refused
 
 
-def blocks(
-    tokenizer: PromptTokenizer, documents: Sequence[Example], length: int
-) -> tuple[list[Tokenised], Counter[str]]:
+def blocks(tokenizer: PromptTokenizer, documents: Sequence[Example], length: int) -> Made:
     """Cut the documents of a split into blocks of ``length`` tokens; returned with the refused documents, counted."""
     if tokenizer.context and length > tokenizer.context:
-        raise UserError(
-            f"data.text.block_tokens = {length}: the model reads {tokenizer.context} tokens at most; set it to that or "
-            "less"
-        )
+        raise UserError(f"data.text.block_tokens = {length}: the model reads {tokenizer.context} tokens at most")
     made: list[Tokenised] = []
     refused: Counter[str] = Counter()
     for document, encoded in zip(documents, tokenizer.encoded([one.text for one in documents]), strict=True):

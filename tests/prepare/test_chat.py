@@ -394,9 +394,8 @@ def test_templates_in_the_configuration_are_found(tmp_path):
         ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"),
         ("{{ lipsum(n=9) }}", "'lipsum' is undefined"),
         ("{{ cycler('a').next() }}", "'cycler' is undefined"),
-        ("{% for n in range(99999) %}{{ 'a' * 9999 }}{% endfor %}", "more than 10,000,000 characters"),
         ("{{ dict.update(messages[0], {'content': 'x'}) }}", "no attribute 'update'"),
-        ("{% set ns = namespace() %}{% set ns.__class__ = 1 %}", "holds no name like '__class__'"),
+        ("{% set ns = namespace(a=1) %}{{ ns.__class__.mro() }}", "unsafe"),
     ],
 )
 def test_absent_and_broken_templates_are_one_line(tmp_path, template, told):

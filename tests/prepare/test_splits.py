@@ -157,6 +157,10 @@ def test_labels_of_which_a_tiny_limit_draws_no_row_are_counted():
 FULL = {"train": ["a", "b"], "validation": ["a"], "test": ["b"]}
 
 
+def labelled(splits: dict[str, list[str | None]]) -> dict[str, list[Example]]:
+    return {split: [example(split, label) for label in labels] for split, labels in splits.items()}
+
+
 @pytest.mark.parametrize(
     ("splits", "carved", "lost", "told"),
     [
@@ -187,9 +191,9 @@ FULL = {"train": ["a", "b"], "validation": ["a"], "test": ["b"]}
 )
 def test_an_empty_split_or_a_single_class_says_what_became_of_the_rows(splits, carved, lost, told):
     with pytest.raises(UserError, match=f"^data.*: {re.escape(told)}"):
-        check_usable(FULL | splits, carved, Counter(lost))
-    check_usable(FULL, carved, Counter(lost))
-    check_usable({split: [None] for split in FULL}, carved, Counter(lost))  # no classes
+        check_usable(labelled(FULL | splits), carved, Counter(lost))
+    check_usable(labelled(FULL), carved, Counter(lost))
+    check_usable(labelled({split: [None] for split in FULL}), carved, Counter(lost))  # no classes
 
 
 @pytest.mark.parametrize(
