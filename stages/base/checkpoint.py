@@ -64,6 +64,10 @@ class Stored:
             return tensor
 
 
+Places = Mapping[str, Stored]  # by the tensors' names
+Tensors = Mapping[str, Tensor]
+
+
 def check_files(folder: Path) -> None:
     """Refuse a folder with a link out of it, or with a file that is not what its name says.
 
@@ -148,7 +152,7 @@ def current_names(stored: Iterable[str], config: PreTrainedConfig) -> dict[str, 
     }
 
 
-def beyond(stored: Mapping[str, Stored], network: PreTrainedModel, name: str) -> list[str]:
+def beyond(stored: Places, network: PreTrainedModel, name: str) -> list[str]:
     """Compare the stored tensors with the network's, and name those that it has no place for.
 
     The network is on the meta device; it takes the stored shapes over. ``name`` is the model's, for messages.
@@ -165,14 +169,12 @@ def beyond(stored: Mapping[str, Stored], network: PreTrainedModel, name: str) ->
     for one in others:
         part, _, kind = one.rpartition(".")
         if kind == "bias" and f"{part}.weight" in expected and stored[one].load().any():
-            raise UserError(
-                f"{name}: the weights hold {shown([one])} {list(stored[one].shape)}, but config.json declares no such "
-                "bias; correct config.json"
-            )
+            held = f"{shown([one])} {list(stored[one].shape)}"
+            raise UserError(f"{name}: the weights hold {held}, but config.json declares no such bias; correct it")
     return others
 
 
-def _expected(stored: Mapping[str, Stored], network: PreTrainedModel) -> tuple[dict[str, Tensor], set[str]]:
+def _expected(stored: Places, network: PreTrainedModel) -> tuple[Tensors, set[str]]:
     """The tensors that transformers would write in the form of these files (without numbers), and load failures."""
     weights = {one: torch.empty(place.shape, device="meta") for one, place in stored.items()}
     settings = LoadStateDictConfig(device_map={"": "meta"}, weight_mapping=get_model_conversion_mapping(network))
@@ -181,9 +183,7 @@ def _expected(stored: Mapping[str, Stored], network: PreTrainedModel) -> tuple[d
     return revert_weight_conversion(network, network.state_dict()), failed - network.all_tied_weights_keys.keys()
 
 
-def _refuse_signs(
-    stored: Mapping[str, Stored], expected: Mapping[str, Tensor], others: Iterable[str], name: str
-) -> None:
+def _refuse_signs(stored: Places, expected: Tensors, others: Iterable[str], name: str) -> None:
     for sign, (kind, fault) in _SIGNS.items():
         if found := [one for one in others if re.search(sign, one)]:
             raise UserError(f"{name}: the weights {fault.format(kind=kind, names=shown(found))}")
@@ -193,13 +193,7 @@ def _refuse_signs(
             raise UserError(f"{name}: the weights {fault}")
 
 
-def _refuse_missing(
-    stored: Mapping[str, Stored],
-    expected: Mapping[str, Tensor],
-    others: Iterable[str],
-    network: PreTrainedModel,
-    name: str,
-) -> None:
+def _refuse_missing(stored: Places, expected: Tensors, others: list[str], network: PreTrainedModel, name: str) -> None:
     asked = [one for one in expected if one in stored or one not in network.all_tied_weights_keys]
     missing = [one for one in asked if one not in stored]
     if not missing:
@@ -210,10 +204,8 @@ def _refuse_missing(
     head = network.get_output_embeddings()
     is_head = missing == [f"{path}.weight" for path, part in network.named_modules() if part is head]
     advice = "if the head is the embedding, write tie_word_embeddings: true" if is_head else "complete the folder"
-    raise UserError(
-        f"{name}: the weights lack {len(missing)} of the {len(asked)} tensors that config.json asks for: "
-        f"{sizes}{more}{instead}; {advice}"
-    )
+    lack = f"the weights lack {len(missing)} of the {len(asked)} tensors that config.json asks for"
+    raise UserError(f"{name}: {lack}: {sizes}{more}{instead}; {advice}")
 
 
 def shown(names: Iterable[str]) -> str:

