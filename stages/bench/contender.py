@@ -5,22 +5,21 @@ import gc
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import torch
 
 from salf.children import end_with_creator
 from salf.engine.runtime import device_name
 
-Measured = dict[
-    str, Any
-]  # seconds: list[float], flops: list[int], least: list[float], peak_bytes: int or None, device: str
+Measured = dict[str, Any]  # the fields of a Lap, peak_bytes: int or None, device: str
+Ask = Callable[..., Measured]
 _STATUS: Final = Path("/proc/self/status")
 _CLEAR: Final = Path("/proc/self/clear_refs")
 _RESET_PEAK: Final = "5"  # see proc(5), clear_refs
@@ -43,53 +42,46 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-class PeakMemory:
-    """Peak memory from here on: on a GPU what torch allocates there, else the process's resident set."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        gc.collect()
-        if platform.libc_ver()[0] == "glibc":
-            ctypes.CDLL(None).malloc_trim(0)
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(device)
-            return
-        with suppress(OSError):
-            _CLEAR.write_text(_RESET_PEAK)
-
-    def bytes(self) -> int | None:
-        """The peak so far; ``None`` on systems without Linux's ``/proc``."""
-        if self._device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self._device)
-        if not _CLEAR.exists():
-            return None
-        lines = _STATUS.read_text(encoding="ascii", errors="replace").splitlines()
-        (peak,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
-        return int(peak) * 1024
+def forget_peak(device: torch.device) -> None:
+    """Count peak memory from here on."""
+    gc.collect()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError):
+        _CLEAR.write_text(_RESET_PEAK)
 
 
-class Contender:
-    """A process that makes a runner once, and then runs one request at a time; it starts with the first."""
+def peak_bytes(device: torch.device) -> int | None:
+    """Peak memory: what torch allocated on a GPU, else the resident set; ``None``: not Linux, which alone tells it."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if not _CLEAR.exists():
+        return None
+    return int(_STATUS.read_text(encoding="ascii", errors="replace").partition("VmHWM:")[2].split()[0]) * 1024
 
-    def __init__(self, make: Callable[[Any], Any], task: Any, log: Path) -> None:
-        """``make(task)``, with a ``device`` and a ``run``, is called in the process; what it prints goes to ``log``."""
-        self._name, self._log = make.__name__, log
-        self._pool = ProcessPoolExecutor(1, get_context("spawn"), _begin, (make, task, log))
 
-    def __enter__(self) -> Self:
-        return self
+@contextmanager
+def contender(make: Callable[[Any], Any], task: Any, log: Path) -> Iterator[Ask]:
+    """Yield what asks a process to run a request and waits; ``make(task)`` is called in it, and its output logged.
 
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
+    What it makes has a ``device`` and a ``run``. A ``RuntimeError`` holds the end of the log.
+    """
+    pool = ProcessPoolExecutor(1, get_context("spawn"), _begin, (make, task, log))
 
-    def ask(self, **request: Any) -> Measured:
-        """Run ``request`` there and wait for the measurement; a ``RuntimeError`` holds the end of its log."""
+    def ask(**request: Any) -> Measured:
         try:
-            return self._pool.submit(_measured, request).result()
+            return pool.submit(_measured, request).result()
         except Exception as error:
-            said = self._log.read_text(encoding="utf-8", errors="replace").splitlines() if self._log.exists() else []
-            raise RuntimeError("\n".join([f"contender {self._name}, {request}: {error!r}", *said[-20:]])) from error
+            said = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+            raise RuntimeError("\n".join([f"contender {make.__name__}, {request}: {error!r}", *said[-20:]])) from error
+
+    try:
+        yield ask
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _begin(make: Callable[[Any], Any], task: Any, log: Path) -> None:
@@ -103,6 +95,6 @@ def _begin(make: Callable[[Any], Any], task: Any, log: Path) -> None:
 
 def _measured(request: dict[str, Any]) -> Measured:
     (runner,) = _runners
-    peak = PeakMemory(runner.device)
+    forget_peak(runner.device)
     lap = runner.run(**request)
-    return {**asdict(lap), "peak_bytes": peak.bytes(), "device": device_name(runner.device)}
+    return {**asdict(lap), "peak_bytes": peak_bytes(runner.device), "device": device_name(runner.device)}

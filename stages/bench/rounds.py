@@ -13,7 +13,7 @@ from salf.engine.runtime import find_runtime, machine_facts
 from salf.ledger import Machine
 from salf.settings import Device
 from stages.bench.cached import PrefixTrainer, PromptTrainer
-from stages.bench.contender import Contender, Measured
+from stages.bench.contender import Ask, Measured, contender
 from stages.bench.others import Forward, HuggingFaceLora, HuggingFaceTrainer
 from stages.bench.ours import AnswerLoraTuner, AnswerTuner, FineTuner, PromptReader, TraceMaker
 from stages.bench.workloads import OWN, Task, task_of
@@ -37,7 +37,7 @@ _PLAIN: Final = "plain forward"
 _FEWEST_TRACED: Final = 16
 
 FineTune = tuple[str, int]  # a contender, and its boundary
-Request = tuple[Contender, Mapping[str, Any]]
+Request = tuple[Ask, Mapping[str, Any]]
 Run = TypeVar("Run")
 
 
@@ -192,7 +192,7 @@ def measure_tracing(task: Task, plan: Plan, logs: Path) -> list[TracingSpeed]:
     with ExitStack() as stack:
         contenders = started(stack, kinds, task, logs)
         examples = _traced_examples(contenders[_PLAIN], task, plan.tracing_seconds / (len(kinds) * plan.repeats))
-        ways: dict[str, Request] = {name: (contender, {"examples": examples}) for name, contender in contenders.items()}
+        ways: dict[str, Request] = {name: (ask, {"examples": examples}) for name, ask in contenders.items()}
         title = f"tracing {task.name}: {examples} examples"
         measured = in_turn(title, ways, {"examples": _FEWEST_TRACED}, plan.repeats)
     laps = {name: [lap["seconds"][0] for lap in rounds] for name, rounds in measured.items()}
@@ -207,10 +207,10 @@ def measure_tracing(task: Task, plan: Plan, logs: Path) -> list[TracingSpeed]:
     ]
 
 
-def started(stack: ExitStack, kinds: Mapping[str, Any], task: Task, logs: Path) -> dict[str, Contender]:
+def started(stack: ExitStack, kinds: Mapping[str, Any], task: Task, logs: Path) -> dict[str, Ask]:
     """Contenders by name, which end with the stack."""
     return {
-        name: stack.enter_context(Contender(kind, task, logs / f"{task.name}-{name}.log"))
+        name: stack.enter_context(contender(kind, task, logs / f"{task.name}-{name}.log"))
         for name, kind in kinds.items()
     }
 
@@ -224,28 +224,28 @@ def in_turn(
     """
     measured: dict[Run, list[Measured]] = {run: [] for run in runs}
     with progress(title, (1 + repeats) * len(runs), "runs") as advance:
-        for run, (contender, request) in runs.items():
-            contender.ask(**{**request, **short})
+        for run, (ask, request) in runs.items():
+            ask(**{**request, **short})
             advance(1, f"{run}: warm-up")
         for round_ in range(repeats):
             for run in list(runs)[:: -1 if round_ % 2 else 1]:
-                contender, request = runs[run]
-                measured[run].append(contender.ask(**request))
+                ask, request = runs[run]
+                measured[run].append(ask(**request))
                 advance(1, f"{run}: {measured[run][-1]['seconds'][-1]:.2f} s")
     return measured
 
 
-def _examples(trainer: Contender, task: Task, plan: Plan, runs: int) -> int:
+def _examples(trainer: Ask, task: Task, plan: Plan, runs: int) -> int:
     """The number that the time allows, by the Trainer's full fine-tuning, which takes longest."""
-    first, second = trainer.ask(boundary=0, epochs=2, examples=task.batch_size)["seconds"]
+    first, second = trainer(boundary=0, epochs=2, examples=task.batch_size)["seconds"]
     step = second - first  # the first epoch is the warm-up
     batches = int(plan.training_seconds / (plan.repeats * runs * plan.epochs[-1] * _MEAN_RUN * step))
     batches = min(max(batches, _FEWEST_BATCHES), _MOST_BATCHES, len(task.examples) // task.batch_size)
     return batches * task.batch_size
 
 
-def _traced_examples(forward: Contender, task: Task, seconds: float) -> int:
+def _traced_examples(forward: Ask, task: Task, seconds: float) -> int:
     """The number that the time allows, at most a shard's: its batches are then those of the plain pass."""
     for _ in range(2):
-        took = forward.ask(examples=_FEWEST_TRACED)["seconds"][0]
+        took = forward(examples=_FEWEST_TRACED)["seconds"][0]
     return min(max(_FEWEST_TRACED, int(_FEWEST_TRACED * seconds / took)), SHARD_EXAMPLES, len(task.examples))

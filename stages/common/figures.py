@@ -140,19 +140,18 @@ def style_sheet() -> str:
 
 
 def panel(name: str, title: str, description: str, paint: Callable[[Axes], None], height: int = HEIGHT) -> str:
-    """Draw one panel as an SVG element of this ``name``, ``title`` (what is seen) and ``description`` (its axes)."""
+    """Draw one panel as an SVG element of this ``name``, ``title`` (what is seen) and ``description`` (its axes).
+
+    Ids are its own, colours are CSS variables, and the font is the page's.
+    """
     with mpl.rc_context(dict(_RC)):
         figure = Figure(figsize=(WIDTH / _POINTS_PER_INCH, height / _POINTS_PER_INCH), dpi=_POINTS_PER_INCH)
         FigureCanvasSVG(figure)
         paint(figure.add_subplot())
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return finish(name, title, description, buffer.getvalue())
-
-
-def finish(name: str, title: str, description: str, raw: str) -> str:
-    """Make matplotlib's SVG fit for a page: own ids, CSS colours, inherited font, title and description."""
-    body = raw[raw.index("<svg") :]
+    body = buffer.getvalue()
+    body = body[body.index("<svg") :]
     body = re.sub(r"\s*<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     body = re.sub(r"<!--.*?-->\n?", "", body, flags=re.DOTALL)
     body = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", body)

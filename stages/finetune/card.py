@@ -157,9 +157,4 @@ def _ranges(layers: Sequence[int]) -> str:
     parts = [str(start) if start == end else f"{start}–{end}" for start, end in zip(starts, ends, strict=True)]
     if not parts:
         return ""
-    return f"layer{'s' * (len(layers) > 1)} {_listed(parts)}"
-
-
-def _listed(parts: Sequence[str]) -> str:
-    """``a``, ``a and b``, ``a, b and c``."""
-    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+    return f"layer{'s' * (len(layers) > 1)} {', '.join(parts)}"

@@ -10,10 +10,9 @@ from typing import Final
 
 import pandas as pd
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
 
 from salf.errors import reading
-from salf.evidence import ScalingLaw
+from salf.evidence import ScalingLaw, TraceFacts
 from salf.files import require, sha256_file, sha256_folder
 from salf.methods import SLOTS
 from salf.metrics import Measured, MethodMetrics, Metrics, read_comparison
@@ -24,15 +23,6 @@ from stages.common.study_page import StudyPage
 
 SPLITS: Final = ("train", "validation", "test")
 _MEANINGFUL_MATCH: Final = 0.05
-
-
-class TraceRecord(BaseModel):
-    """The metadata of a trace's files; the page prints all of it."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    weights_sha256: str | None = None
-    data_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +47,7 @@ class Artifacts:
     meta: PreparedRecord
     plan: FreezePlan
     example: tuple[str, str] | None  # a prompt of the training split, and its answer
-    trace: TraceRecord | None
+    trace: TraceFacts | None
     law: ScalingLaw | None
     gains: pd.DataFrame | None
     metrics: Metrics | None
@@ -105,7 +95,7 @@ def load(sources: Namespace, parameters: Params) -> Artifacts:
         meta=PreparedRecord.load(sources.prepared),
         plan=FreezePlan.load(require(sources.plan, "plan")),
         example=_first_example(sources.prepared / "train.parquet"),
-        trace=_trace_record(sources.traces),
+        trace=_trace_facts(sources.traces),
         law=ScalingLaw.load(sources.law) if sources.law.exists() else None,
         gains=_table(sources.gains),
         metrics=Metrics.load(metrics) if metrics.exists() else None,
@@ -143,11 +133,12 @@ def _first_example(path: Path) -> tuple[str, str] | None:
     return (rows[0]["prompt"], rows[0]["answer"]) if rows else None
 
 
-def _trace_record(folder: Path) -> TraceRecord | None:
+def _trace_facts(folder: Path) -> TraceFacts | None:
     part = next(iter(sorted(folder.glob("*.parquet"))), None)
     if part is None:
         return None
-    return TraceRecord.model_validate_json((pq.read_schema(part).metadata or {}).get(b"salf", b"{}"))
+    with reading(part, "damaged trace; run again: dvc repro trace"):
+        return TraceFacts.model_validate_json(pq.read_schema(part).metadata[b"salf"])
 
 
 def _by_number(name: str) -> list[str | int]:

@@ -6,13 +6,12 @@ from matplotlib.axes import Axes
 
 from salf.methods import SCOPES
 from salf.plan import FreezePlan
-from salf.plan_records import Certainty, FrontierPoint, RunnerUp, SelectedBoundary, Spent
+from salf.plan_records import FrontierPoint, SelectedBoundary, Spent
 from stages.common.figures import ACCENT, MUTED, colour, marker, place_labels
 from stages.report.artifacts import Artifacts
 from stages.report.figures import figure, in_percent
 from stages.report.parts import Cell, Columns, Figure, Section, Table, number, table
 from stages.report.wording import (
-    compact,
     count,
     decimal,
     flops,
@@ -39,43 +38,27 @@ def frontier_section(artifacts: Artifacts) -> Section:
         f"it is {percent(chosen.flops_backward_share)}{lora}."
     )
     section.figures += _benefit(plan)
-    by_trace = ("salf", "salf-law", "salf-deviation-observed")
-    found = {name: chosen for name, chosen in plan.boundaries.items() if name in by_trace}
-    caption = "Where the trace ends the frozen part: by salf’s gain, by the law, and by the observed deviation."
-    section.tables += [_selectors_table("trace-boundaries", caption, plan, found), _frontier_table(plan)]
+    section.tables.append(_frontier_table(plan))
     section.assumptions = [plan.cost_model.formula, *plan.cost_model.assumptions]
     return section
 
 
 def certainty_section(artifacts: Artifacts) -> Section:
     """Why this boundary, how certain the choice is, and its runners-up."""
-    plan, certainty = artifacts.plan, artifacts.plan.certainty
+    plan = artifacts.plan
     section = Section("certainty", "Certainty", "How certain is the choice")
-    section.sentences += map(sentence, (plan.reason, certainty.words))
+    section.sentences += map(sentence, (plan.reason, plan.certainty.words))
     if plan.fallback:
         section.sentences.append(sentence(f"Fallback: {plan.fallback}"))
-    if certainty.value is None and not plan.runners_up:
-        return section
-    gains: dict[int, Certainty | RunnerUp] = {
-        plan.boundary: certainty,
-        **{other.boundary: other for other in plan.runners_up},
-    }
-    rows = [
-        (
-            _boundary(plan, k, "chosen" * (k == plan.boundary)),
-            number(one.value, compact),
-            number(one.win_share, percent),
-        )
-        for k, one in gains.items()
-    ]
-    caption = f"The chosen boundary and its runners-up by {plan.gain} gain in {plan.quantity}."
-    section.tables.append(Table("runners-up", caption, ("Boundary", "Gain", "Wins"), rows))
+    if plan.runners_up:
+        rivals = [f"{one.boundary} ({percent(one.win_share)})" for one in plan.runners_up]
+        section.sentences.append(f"Runners-up, with the share of resamples that they win: {listing(rivals)}.")
     return section
 
 
-def _boundary(plan: FreezePlan, boundary: int, note: str = "") -> Cell:
+def _boundary(plan: FreezePlan, boundary: int) -> Cell:
     """A boundary; the plan's is marked."""
-    return number(boundary, note=note, mark="best" if boundary == plan.boundary else "")
+    return number(boundary, mark="best" if boundary == plan.boundary else "")
 
 
 def selectors_section(artifacts: Artifacts) -> Section:
@@ -90,8 +73,9 @@ def selectors_section(artifacts: Artifacts) -> Section:
         f"The plan follows {plan.selector}. {len(found)} selectors have the evidence that they need. None of them "
         "knows the resulting quality: only fine-tuning above their boundaries measures it (make study)."
     )
+    section.sentences += ["salf export writes the plan in the words of other tools.", *plan.exports.notes]
     caption = "Every selector that has its evidence, the shallowest boundary first."
-    section.tables.append(_selectors_table("selectors-table", caption, plan, found))
+    section.tables.append(_selectors_table(caption, plan, found))
     if plan.absent:
         rows = [(str(name), reason) for name, reason in plan.absent.items()]
         caption, headings = "Selectors without evidence in this run", ("Selector", "What it needs")
@@ -99,7 +83,7 @@ def selectors_section(artifacts: Artifacts) -> Section:
     return section
 
 
-def _selectors_table(name: str, caption: str, plan: FreezePlan, found: Mapping[str, SelectedBoundary]) -> Table:
+def _selectors_table(caption: str, plan: FreezePlan, found: Mapping[str, SelectedBoundary]) -> Table:
     """Selectors with the same boundary for the same reason share a row, the shallowest boundary first."""
     alike: dict[str, list[str]] = {}
     for selector, chosen in found.items():
@@ -110,9 +94,9 @@ def _selectors_table(name: str, caption: str, plan: FreezePlan, found: Mapping[s
         "Boundary": lambda names: _selected(found[names[0]]),
         "FLOPs of full": lambda names: number(plan.frontier[found[names[0]].boundary].flops_share, percent),
         "Backward": lambda names: number(plan.frontier[found[names[0]].boundary].flops_backward_share, percent),
-        "Why": lambda names: Cell(found[names[0]].reason, _warning(found[names[0]])),
+        "Why": lambda names: _why(found[names[0]]),
     }
-    return table(name, caption, groups, columns)
+    return table("selectors-table", caption, groups, columns)
 
 
 def _selected(chosen: SelectedBoundary) -> Cell:
@@ -121,8 +105,8 @@ def _selected(chosen: SelectedBoundary) -> Cell:
     return number(chosen.boundary, note="\n".join(filter(None, (moved_words(chosen.before_budget), ends))))
 
 
-def _warning(chosen: SelectedBoundary) -> str:
-    return f"Warning: {chosen.warning}" if chosen.warning else ""
+def _why(chosen: SelectedBoundary) -> Cell:
+    return Cell(chosen.reason, f"Warning: {chosen.warning}" if chosen.warning else "")
 
 
 def _benefit(plan: FreezePlan) -> Iterator[Figure]:

@@ -19,14 +19,6 @@ from stages.report.wording import compact, count, decimal, percent
 
 _UNITS: Final = {"deviation": "deviation", "loss": "loss (nats)"}
 _NO_LAW: Final = "No trace has been fitted: run dvc repro fit."
-_LAW_NAMES: Final = {
-    "power": "power law",
-    "power_tail": "power law over the tail",
-    "power_from_peak": "power law from the peak on",
-    "broken_power": "broken power law",
-    "isotonic": "no law: monotone steps",
-    "constant": "no law: constant",
-}
 _LOW: Final = 220  # height of a low figure, px
 
 Array = NDArray[np.floating]
@@ -139,17 +131,15 @@ def _law_figure(quantity: str, found: DepthLaw) -> Figure:
         _around(axes, low.min(), high.max())
         _depth(axes, len(mean), _UNITS[quantity], "after layer", first=1)
 
-    title = f"No law describes the {quantity} well"
-    if found.fits:
-        title = f"{_plain(found.best or '')} describes the {quantity} best"
-        title = f"{'An' if title[0] in 'aeiou' else 'A'} {title}"
+    title = f"The {_plain(found.best or '')} describes the {quantity} best"
+    title = title if found.fits else f"No law describes the {quantity} well"
     caption = "Points: means with intervals; line and band: the best law and its interval; dashed: the other laws."
     caption += " Thin line: the power law from the peak on." * (found.falling is not None)
     return figure(f"fig-law-{quantity}", title, caption, paint)
 
 
 def _plain(name: str) -> str:
-    return _LAW_NAMES.get(name, f"{name} law")
+    return f"{name.replace('_', ' ')} law"
 
 
 def _law_table(quantity: str, found: DepthLaw, confidence: float) -> Table:

@@ -1,4 +1,4 @@
-"""The evidence for the numbers: examples, the data, the model, the plan's exports, the run's identity."""
+"""The evidence for the numbers: the study, which is no part of the chain, examples, data, model, the run's identity."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -6,21 +6,42 @@ from typing import Any, Final, NamedTuple
 
 import pandas as pd
 
-from salf.errors import UserError
-from salf.export import FORMATS
 from salf.ledger import Machine
 from salf.records import FineTuneClock, PreparedLabel, PreparedRecord
 from salf.settings import TASKS
+from stages.common.figures import inline
 from stages.common.run_record import code_state, versions
+from stages.common.study_page import Cell as Shown
 from stages.report.answer import chosen_method
 from stages.report.artifacts import SPLITS, Artifacts
-from stages.report.parts import Cell, Columns, Section, Table, number, table
+from stages.report.parts import Cell, Columns, Figure, Section, Table, number, table
 from stages.report.quality import label_shares
 from stages.report.wording import count, parameters, percent, size
 
 _TEXT_LIMIT: Final = 400
 _PROMPT_LIMIT: Final = 3000
 _NAMED: Final = 5  # files that differ from the commit
+_STUDY_FIGURES: Final = {
+    "methods": "What each method costs and gains",
+    "balance": "What the trace promises and what was measured",
+}
+
+
+def study_section(artifacts: Artifacts) -> Section | None:
+    """Headline, tables and figures of the study; ``None`` if there is none."""
+    found, figures = artifacts.study, artifacts.study_figures
+    if found is None:
+        return None
+    section = Section("study", "The study", "Which method? What the study measured")
+    section.sentences += [found.headline, found.scope, "This section is not part of the chain: make study measures it."]
+    for name in found.report:
+        shown = found.tables[name]
+        rows = [[_shown(cell) for cell in row] for row in shown.rows]
+        section.tables.append(Table(f"study-{name.replace(' ', '-')}", shown.caption, shown.headings, rows))
+    section.figures += [
+        Figure(title, inline(figures[name])) for name, title in _STUDY_FIGURES.items() if name in figures
+    ]
+    return section
 
 
 def examples_section(artifacts: Artifacts) -> Section | None:
@@ -103,22 +124,6 @@ def model_section(artifacts: Artifacts) -> Section:
         ("Weights SHA-256", base.weights_sha256),
     ]
     section.tables.append(Table("model-facts", "The base model.", ("Property", "Value"), facts))
-    caption = "SHA-256 of every shard; those of frozen layers stay the same through fine-tuning"
-    rows = [(file, Cell(digest, mark="hash")) for file, digest in sorted(base.shards.items())]
-    section.tables.append(Table("shards", caption, ("Shard", "SHA-256"), rows, folded=True))
-    return section
-
-
-def exports_section(artifacts: Artifacts) -> Section:
-    """The plan in the words of other tools, as blocks to copy."""
-    section = Section("exports", "Exports", "Use the plan elsewhere")
-    section.sentences.append("The same frozen and trained layers for other tools; every block can be copied as it is.")
-    section.sentences += artifacts.plan.exports.notes
-    for name, form in FORMATS.items():
-        try:
-            section.code.append((f"salf export --format {name}", form(artifacts.plan)))
-        except UserError as refused:
-            section.sentences += [str(refused)] * (str(refused) not in section.sentences)
     return section
 
 
@@ -179,9 +184,6 @@ def identity_section(artifacts: Artifacts) -> Section:
         *_machines(artifacts.clocks),
         _flat("parameters", "All parameters (params.yaml).", artifacts.parameters.model_dump(mode="json"), folded=True),
     ]
-    if artifacts.trace:
-        record = artifacts.trace.model_dump()
-        section.tables.append(_flat("trace-record", "The trace's own record.", record, folded=True))
     return section
 
 
@@ -243,3 +245,12 @@ def _example(row: Any, other: Mapping[str, str] | None) -> list[Cell]:
     probability = "" if pd.isna(row.probability) else f"probability {percent(row.probability)}"
     cells = [Cell(text, mark="text"), Cell(row.label), Cell(row.predicted, probability)]
     return cells if other is None else [*cells, Cell(other.get(row.example_id, ""))]
+
+
+def _shown(cell: Shown) -> Cell:
+    """A cell of the study; the interval of a number is small print below it."""
+    if isinstance(cell, str):
+        return Cell(cell.replace("`", ""))
+    value, text = cell
+    shown, bracket, ends = text.partition(" [")
+    return Cell(shown, bracket.strip() + ends, value, numeric=True)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Final
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import PercentFormatter
@@ -50,27 +51,24 @@ def quality_cost(metric: str, methods: Sequence[Method], baselines: Mapping[str,
     return figure("fig-quality", title, caption, paint, 290)
 
 
-def learning_curves(name: str, what: str, cost: str, lines: Mapping[str, tuple[str, Dots]]) -> Figure:
-    """Draw a validation score against the compute spent so far; ``lines``: of every run its method and its dots."""
-    return curves(name, f"{what.capitalize()} for the compute spent", (cost, what), lines)
-
-
 def curves(
     name: str,
     title: str,
     axes_words: tuple[str, str],
     lines: Mapping[str, tuple[str, Dots]],
     errors: Mapping[str, Sequence[float]] | None = None,
+    caption: str = "A line per fine-tuned model, labelled at its end.",
 ) -> Figure:
-    """Draw one quantity against another; ``lines``: of every run, or method, its method and its dots.
+    """Draw one quantity against another; ``lines``: of every run its label, which begins with a method, and dots.
 
     ``errors``: half of each dot's interval.
     """
     across, up = axes_words
 
     def paint(axes: Axes) -> None:
-        for one, (method, dots) in lines.items():
-            style: Style = {"marker": marker(method), "color": colour(method), "markersize": 5, "lw": 1.8}
+        inks = {label: label.partition(" ")[0] for label, _ in lines.values()}
+        for one, (label, dots) in lines.items():
+            style: Style = {"marker": marker(inks[label]), "color": colour(inks[label]), "markersize": 5, "lw": 1.8}
             x, y = zip(*dots, strict=True)
             axes.errorbar(x, y, yerr=errors[one] if errors else None, **style)
         axes.margins(x=0.06, y=0.14)
@@ -78,11 +76,11 @@ def curves(
         if "share" in across:
             in_percent(axes.xaxis)
         axes.set(xlabel=across, ylabel=up)
-        ends = {method: dots[-1] for method, dots in lines.values()}
+        ends = {label: dots[-1] for label, dots in lines.values()}
         drawn = [dot for _, dots in lines.values() for dot in along(dots)]
-        place_labels(axes, [(x, y, method, colour(method)) for method, (x, y) in ends.items()], drawn)
+        place_labels(axes, [(*end, label, colour(inks[label])) for label, end in ends.items()], drawn)
 
-    return figure(name, title, "A line per fine-tuned model, labelled at its end.", paint)
+    return figure(name, title, caption, paint)
 
 
 def figure(name: str, title: str, caption: str, paint: Callable[[Axes], None], height: int = HEIGHT) -> Figure:
@@ -97,8 +95,4 @@ def in_percent(axis: Axis) -> None:
 
 def along(line: Dots, steps: int = 16) -> list[tuple[float, float]]:
     """Points along a drawn line, for labels to keep clear of."""
-    return [
-        (x0 + (x1 - x0) * i / steps, y0 + (y1 - y0) * i / steps)
-        for (x0, y0), (x1, y1) in pairwise(line)
-        for i in range(steps + 1)
-    ]
+    return [(x, y) for start, end in pairwise(line) for x, y in np.linspace(start, end, steps + 1).tolist()]

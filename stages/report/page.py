@@ -1,9 +1,7 @@
 """From sections to one self-contained HTML page, and its summary for the terminal."""
 
-from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +15,7 @@ from rich.text import Text
 
 from salf.metrics import SCORES
 from stages.common.figures import standalone, style_sheet
-from stages.report import beyond, choice, depth, evidence, extras, few, parts, quality
+from stages.report import beyond, choice, depth, evidence, few, parts, quality
 from stages.report.answer import Facts, Headline, chosen_method, facts_of, headline
 from stages.report.artifacts import Artifacts
 from stages.report.parts import Section
@@ -39,11 +37,10 @@ _SECTIONS: Final[tuple[Callable[[Artifacts], Section | None], ...]] = (
     choice.frontier_section,
     choice.certainty_section,
     choice.selectors_section,
-    extras.study_section,
+    evidence.study_section,
     evidence.examples_section,
     evidence.data_section,
     evidence.model_section,
-    evidence.exports_section,
     evidence.identity_section,
 )
 
@@ -106,13 +103,12 @@ def standalone_figures(page: Page) -> dict[str, str]:
 
 
 def render(page: Page) -> str:
-    """Fill the template; every text from an artifact is escaped, only our own SVG, CSS and script are not."""
+    """Fill the template; every text from an artifact is escaped, only our own SVG and CSS are not."""
     environment = Environment(
         loader=FileSystemLoader(_ROOM), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["svg"] = Markup
     environment.globals["layer_range"] = layer_range
-    environment.filters["sha256"] = lambda text: b64encode(sha256(text.encode()).digest()).decode()
     style = Markup(style_sheet() + "\n" + (_ROOM / "style.css").read_text(encoding="utf-8"))
     return environment.get_template("page.html.j2").render(page=page, style=style) + "\n"
 

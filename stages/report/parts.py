@@ -88,7 +88,7 @@ class Section:
     """A section of the page; ``short`` is its name in the table of contents.
 
     The parts are shown in the order of the fields, and all may be empty. ``prompt`` is a prompt and its answer,
-    ``assumptions`` a folded list, ``code`` holds (title, text) blocks to copy.
+    ``assumptions`` a folded list.
     """
 
     anchor: str
@@ -99,4 +99,3 @@ class Section:
     prompt: tuple[str, str] | None = None
     tables: list[Table] = field(default_factory=list)
     assumptions: list[str] = field(default_factory=list)
-    code: list[tuple[str, str]] = field(default_factory=list)

@@ -13,7 +13,7 @@ from salf.records import FineTuneRecord, PreparedRecord
 from salf.scale.inputs import Machine, timed
 from stages.common.figures import variable
 from stages.report.artifacts import SPLITS, Artifacts, Method
-from stages.report.figures import learning_curves, quality_cost
+from stages.report.figures import curves, quality_cost
 from stages.report.parts import Cell, Columns, Section, Table, number, table
 from stages.report.wording import (
     THIN,
@@ -33,7 +33,6 @@ from stages.report.wording import (
 
 OVER_CLASSES: Final = ("balanced_accuracy", "macro_f1")
 _FEW: Final = 10  # test examples of a label; below, resampling them understates how much their scores vary
-_NAMED: Final = 5
 
 
 def quality_section(artifacts: Artifacts) -> Section:
@@ -82,7 +81,8 @@ def curves_section(artifacts: Artifacts) -> Section:
         }
         known = {name: line for name, line in lines.items() if line[1]}
         if known:
-            section.figures.append(learning_curves(f"fig-{key.replace('_', '-')}", what, cost, known))
+            name, title = f"fig-{key.replace('_', '-')}", f"{what.capitalize()} for the compute spent"
+            section.figures.append(curves(name, title, (cost, what), known))
     section.sentences.append(
         "Points above one place of the horizontal axis compare methods at equal compute; inside a curve, the "
         "learning-rate schedule is unfinished."
@@ -121,10 +121,9 @@ def label_sentences(meta: PreparedRecord) -> list[str]:
     tested = meta.splits["test"].label_counts if "test" in shares else {}
     few = [f"{name} ({tested.get(name, 0)})" for name in shares.get("test", {}) if tested.get(name, 0) < _FEW]
     if few:
-        rest = f" and {len(few) - _NAMED} more" if len(few) > _NAMED else ""
         sentences.append(
-            f"Fewer than {_FEW} test examples of {', '.join(few[:_NAMED])}{rest}: their share of the intervals of "
-            "balanced accuracy and macro-F1 is too narrow."
+            f"Fewer than {_FEW} test examples of {', '.join(few)}: their share of the intervals of balanced accuracy "
+            "and macro-F1 is too narrow."
         )
     return sentences
 

@@ -17,7 +17,7 @@ from salf.settings import Device
 from salf.shape import ModelShape
 from stages.bench import others, ours
 from stages.bench.cached import PrefixTrainer, PromptTrainer
-from stages.bench.contender import Contender
+from stages.bench.contender import contender
 from stages.bench.others import HuggingFaceLora, HuggingFaceTrainer, labelled, pad
 from stages.bench.ours import AnswerLoraTuner, AnswerTuner, FineTuner, PromptReader, TraceMaker, product_rate
 from tests.conftest import PROJECT
@@ -169,8 +169,8 @@ def test_the_labels_are_the_answers_alone(task):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_tracing_is_measured_on_the_gpu_where_there_is_one(task, tmp_path):
     here = replace(task, device=Device(kind="auto", dtype="auto"))
-    with Contender(TraceMaker, here, tmp_path / "log") as contender:
-        lap = contender.ask(examples=12)
+    with contender(TraceMaker, here, tmp_path / "log") as ask:
+        lap = ask(examples=12)
     assert lap["device"] == torch.cuda.get_device_name()
     assert lap["peak_bytes"] > 0
     assert lap["seconds"][0] > 0

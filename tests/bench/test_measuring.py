@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.bench.contender import Contender, Lap, PeakMemory
+from stages.bench.contender import Lap, contender, forget_peak, peak_bytes
 from stages.bench.rounds import in_turn
 from tests.conftest import PROJECT
 
@@ -38,9 +38,9 @@ class Allocating:
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells the peak anew")
 def test_each_piece_of_work_has_a_peak_of_its_own():
     def peak_of(mebibytes):
-        peak = PeakMemory(CPU)
+        forget_peak(CPU)
         Allocating(None).run(mebibytes=mebibytes)
-        return peak.bytes()
+        return peak_bytes(CPU)
 
     small, large, again = (peak_of(n) for n in (1, 300, 1))
     assert large - small == pytest.approx(299 * MEBI, abs=40 * MEBI)
@@ -48,8 +48,8 @@ def test_each_piece_of_work_has_a_peak_of_its_own():
 
 
 def test_a_contender_lives_in_a_process_of_its_own_and_tells_what_it_measured(tmp_path):
-    with Contender(Allocating, None, tmp_path / "log") as contender:
-        laps = [contender.ask(mebibytes=n) for n in (1, 200, 1)]
+    with contender(Allocating, None, tmp_path / "log") as ask:
+        laps = [ask(mebibytes=n) for n in (1, 200, 1)]
     assert [lap["seconds"] for lap in laps] == [[1.0]] * 3
     if laps[0]["peak_bytes"] is not None:
         assert laps[1]["peak_bytes"] - laps[2]["peak_bytes"] == pytest.approx(199 * MEBI, abs=40 * MEBI)
@@ -58,8 +58,8 @@ def test_a_contender_lives_in_a_process_of_its_own_and_tells_what_it_measured(tm
 @pytest.mark.slow
 def test_a_contender_that_fails_or_dies_ends_the_benchmark_with_its_reason(tmp_path):
     for task, mebibytes, reason in (("at start", 1, "no such weights"), (None, -1, "terminated abruptly")):
-        with Contender(Allocating, task, tmp_path / "log") as contender, pytest.raises(RuntimeError, match=reason):
-            contender.ask(mebibytes=mebibytes)
+        with contender(Allocating, task, tmp_path / "log") as ask, pytest.raises(RuntimeError, match=reason):
+            ask(mebibytes=mebibytes)
 
 
 @pytest.mark.slow
@@ -69,14 +69,14 @@ def test_no_contender_outlives_a_benchmark_that_was_killed(tmp_path):
         textwrap.dedent("""
             import multiprocessing, time
             from pathlib import Path
-            from stages.bench.contender import Contender
+            from stages.bench.contender import contender
             from tests.bench.test_measuring import Allocating
 
             if __name__ == "__main__":
-                contender = Contender(Allocating, None, Path("log"))
-                contender.ask(mebibytes=1)
-                Path("child").write_text(str(multiprocessing.active_children()[0].pid))
-                time.sleep(600)
+                with contender(Allocating, None, Path("log")) as ask:
+                    ask(mebibytes=1)
+                    Path("child").write_text(str(multiprocessing.active_children()[0].pid))
+                    time.sleep(600)
         """)
     )
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
@@ -90,12 +90,11 @@ def test_no_contender_outlives_a_benchmark_that_was_killed(tmp_path):
 def test_every_run_is_warmed_up_and_every_other_round_is_in_reverse_order():
     asked = []
 
-    class Asked:
-        def ask(self, **request):
-            asked.append((request["name"], request["examples"]))
-            return {"seconds": [float(len(asked))]}
+    def ask(**request):
+        asked.append((request["name"], request["examples"]))
+        return {"seconds": [float(len(asked))]}
 
-    runs = {name: (Asked(), {"name": name, "examples": 9}) for name in "ab"}
+    runs = {name: (ask, {"name": name, "examples": 9}) for name in "ab"}
     measured = in_turn("a title", runs, {"examples": 1}, repeats=2)
     assert asked == [("a", 1), ("b", 1), ("a", 9), ("b", 9), ("b", 9), ("a", 9)]
     assert [lap["seconds"] for lap in measured["a"]] == [[3.0], [6.0]]

@@ -36,7 +36,7 @@ def run_of(method, layers, *, boundary=0, final=True, **changes):
         (run_of("none", [], boundary=6), "the final norm only"),
         (run_of("freeze-1+lora", [2, 3, 4, 5, 6], boundary=1), "layers 2–6"),
         (run_of("first-n", [1, 2], final=False), "embeddings and layers 1–2"),
-        (run_of("lisa", [1, 3, 4, 6]), "embeddings and layers 1, 3–4 and 6"),
+        (run_of("lisa", [1, 3, 4, 6]), "embeddings and layers 1, 3–4, 6"),
     ],
 )
 def test_what_was_trained(run, trained):

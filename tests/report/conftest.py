@@ -225,6 +225,7 @@ def _trace(data: Path) -> None:
         "data_sha256": sha256_file(data / "prepared/train.parquet"),
         "dtype": "float32",
         "versions": {"torch": "2.13.0"},
+        **dict.fromkeys(("layers", "hidden", "vocabulary", "examples"), 1),
     }
     table = pa.table({"example_id": ["t0"]}).replace_schema_metadata({b"salf": json.dumps(record).encode()})
     pq.write_table(table, data / "traces/part-00000.parquet")

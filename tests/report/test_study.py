@@ -10,7 +10,7 @@ from salf.files import write_json, write_text
 from stages.common.figures import inline, panel, standalone
 from stages.common.study_page import FILE, StudyPage, StudyTable
 from stages.report.__main__ import main
-from stages.report.extras import study_section
+from stages.report.evidence import study_section
 
 RULES = StudyTable(
     caption="Each selector",
