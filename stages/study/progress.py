@@ -44,17 +44,13 @@ class Progress:
         self.settings: dict[Case, Setting] = {}
         self.shipped = read_parameters(places.project)
         for case in description.cases():
-            self._add(case)
-
-    def _add(self, case: Case) -> None:
-        try:
-            values = case_values(self.description, case, self.places)
-        except AbsentError as error:
-            if str(error) not in self.absent:
-                self.absent.append(str(error))
-            return
-        params = parameters(self.shipped, values)
-        self.settings[case] = Setting(values, params, training_settings(params, self.places.project))
+            try:
+                values = case_values(description, case, places)
+            except AbsentError as error:
+                self.absent += [str(error)] * (str(error) not in self.absent)
+                continue
+            params = parameters(self.shipped, values)
+            self.settings[case] = Setting(values, params, training_settings(params, places.project))
 
     def known(self) -> Known:
         """Return what the tables hold that counts under the present parameters."""
@@ -85,25 +81,22 @@ class Progress:
     def keep(self, one: FineTune, folder: Path, seconds: float) -> None:
         """Save what a job made in ``folder`` in that many seconds."""
         row, said = harvest.result(folder, one, self.description.trained(one.method))
-        own = self._own(one.case, one.method)
-        row |= {"method_settings": self.tables.keep_settings(own) if own else "", "seconds_wall": seconds}
-        self.tables.keep_run({**self._facts(one.case), **row}, said)
+        data_set, own = self.description.data_sets[one.case.data_set], self._own(one.case, one.method)
+        facts = {
+            "group": data_set.group or one.case.data_set,
+            "measure": data_set.measure,
+            "settings": self.tables.keep_settings(self.settings[one.case].training),
+            "method_settings": self.tables.keep_settings(own) if own else "",
+            "code": self._code,
+            **harvest.where(),
+            "layers": self.description.models[one.case.model].layers,
+            "seconds_wall": seconds,
+        }
+        self.tables.keep_run({**facts, **row}, said)
 
     @cached_property
     def _code(self) -> str:
         return digest(sorted(code_hashes().values()))
-
-    def _facts(self, case: Case) -> Row:
-        """Columns that all rows of a case have in common."""
-        data_set = self.description.data_sets[case.data_set]
-        return {
-            "group": data_set.group or case.data_set,
-            "measure": data_set.measure,
-            "settings": self.tables.keep_settings(self.settings[case].training),
-            "code": self._code,
-            **harvest.where(),
-            "layers": self.description.models[case.model].layers,
-        }
 
     def outlook(self) -> str:
         """Describe what is finished and what is left, method by method."""
