@@ -106,9 +106,6 @@ def exit_code(
 def _status(stage: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None) -> int:
     try:
         stage(argv)
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader has seen enough (... | head)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except UserError as error:
         return _report(str(error), BAD_INPUT)
     except KeyboardInterrupt:

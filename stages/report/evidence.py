@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 import pandas as pd
 
 from salf.ledger import Machine
-from salf.records import FineTuneClock, PreparedLabel, PreparedRecord
+from salf.records import PreparedLabel, PreparedRecord
 from salf.settings import TASKS
 from stages.common.figures import inline
 from stages.common.run_record import code_state, versions
@@ -177,11 +177,12 @@ def identity_section(artifacts: Artifacts) -> Section:
     section.sentences += lineage_words(artifacts)
     here = Machine.here()
     facts = {**here.model_dump(exclude_none=True, exclude={"memory_bytes"}), "memory": size(here.memory_bytes)}
+    trained_on = {name: clock.machine.model_dump(exclude_none=True) for name, clock in artifacts.clocks.items()}
     section.tables += [
         _flat("hashes", "SHA-256 of the artifacts on this page.", artifacts.hashes),
         _flat("versions", "Versions on the machine that rendered the page.", versions()),
         _flat("machine", "The machine that rendered the page.", facts),
-        *_machines(artifacts.clocks),
+        _flat("trained-on", "The machines that trained.", trained_on, folded=True),
         _flat("parameters", "All parameters (params.yaml).", artifacts.parameters.model_dump(mode="json"), folded=True),
     ]
     return section
@@ -196,17 +197,6 @@ def _leaves(value: Any, name: str) -> list[tuple[str, str]]:
     if isinstance(value, Mapping) and (value or not name):
         return [pair for key, inner in value.items() for pair in _leaves(inner, f"{name}.{key}" if name else str(key))]
     return [(name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))]
-
-
-def _machines(clocks: Mapping[str, FineTuneClock]) -> list[Table]:
-    """A table per machine that trained."""
-    runs: dict[str, list[str]] = {}
-    for run, clock in clocks.items():
-        runs.setdefault(json.dumps(clock.machine.model_dump(), sort_keys=True), []).append(run)
-    return [
-        _flat(f"trained-on-{place}", f"Where {', '.join(names)} trained.", json.loads(key))
-        for place, (key, names) in enumerate(runs.items(), 1)
-    ]
 
 
 def _splits(meta: PreparedRecord) -> Table:

@@ -92,4 +92,6 @@ def _count(word: str) -> int:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exit that stops the workers
+    if "--plan" in sys.argv:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # --plan | head: its reader may have seen enough
     sys.exit(exit_code(main))

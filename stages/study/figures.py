@@ -45,7 +45,8 @@ def methods(depth: tuple[Floats, Floats], found: Mapping[str, MethodSummary]) ->
         axes.set_xlabel("FLOPs of one run, of full fine-tuning's")
         axes.margins(y=0.14)
         named = [(one.cost_share, one.mean_difference_points, name, ACCENT) for name, one in shown.items()]
-        place_labels(axes, named, [*zip(costs.tolist(), points[0].tolist(), strict=True)])
+        drawn = [dot for line in (points[0], 0 * costs) for dot in zip(costs.tolist(), line.tolist(), strict=True)]
+        place_labels(axes, named, drawn)
 
     described = (
         "Line: fixed depths, the same boundary on all datasets, with its interval. Marks: methods with the 95 % "

@@ -228,6 +228,13 @@ def test_the_plan_of_a_study_runs_nothing(project, capsys):
     assert not (project.parent / "work").exists()
 
 
+def test_a_reader_of_the_plan_that_has_seen_enough_costs_no_traceback(project):
+    command = [sys.executable, "-m", "stages.study", *study("--plan")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        running.stdout.close()
+        assert running.stderr.read() == b""
+
+
 def test_a_study_that_is_terminated_leaves_no_worker(project):
     command = [sys.executable, "-m", "stages.study", *study("--workers", "2")]
     running = psutil.Popen(command, stderr=subprocess.DEVNULL)
