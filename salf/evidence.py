@@ -59,25 +59,6 @@ class FittedLaw(Record):
     faults: list[str] = []
 
 
-class SampleSize(Record):
-    """The layers that draws of ``examples`` name: the share of the draws by layer, and an interval of layers."""
-
-    examples: int
-    same_layer: float
-    low: int
-    high: int
-    layers: dict[str, float]
-
-
-class Stability(Record):
-    """The layer that all examples name by one gain, and the fewest examples that name it in ``stable_share``."""
-
-    layer: int
-    stable_share: float
-    enough: int | None
-    sizes: list[SampleSize]
-
-
 class DepthLaw(Record):
     """One quantity over the spaces 0..L: mean, its interval and percentiles of the examples, [L+1]; and its laws.
 
@@ -96,7 +77,6 @@ class DepthLaw(Record):
     fits: bool
     verdict: str
     embedding_step: float
-    stability: dict[str, Stability]
     notes: list[str]
     falling: FittedLaw | None = None
 

@@ -1,21 +1,15 @@
-"""Everything that is fitted to one quantity (the deviation, or the loss): laws, verdict, gains, stability.
+"""Everything that is fitted to one quantity (the deviation, or the loss): laws, verdict, gains.
 
 **Gains** (:mod:`salf.gains`). Layers 2..L-1 compete: layer 1's step starts from the embedding output, and above L no
 layer is left to train. ``ratio``, ``marginal`` and
 ``law`` are written whether their power law fits or not.
-
-**Stability** (ours): how many examples a plan needs. For m = 8, 16, 32, ... and n itself, m of the n traced examples
-are drawn with replacement (the m-out-of-n bootstrap), and each draw names the layer of its largest gain. A size is
-*enough* if it and all larger ones name the layer that all n name in :data:`STABLE` of the draws. Only gains that need
-no law are judged: the others would have to fit it to every draw.
 """
 
 from typing import Final, NamedTuple, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
-from salf.evidence import DepthLaw, FittedLaw, LayerGain, Numbers, SampleSize, Stability
+from salf.evidence import DepthLaw, FittedLaw, LayerGain, Numbers
 from salf.files import significant
 from salf.fitting.bootstrap import interval, resampled_means
 from salf.gains import Falling, by_law, falling, local, marginal, named, observed, ratio
@@ -26,9 +20,6 @@ from stages.fit.compare import SMOOTH, Assessment, assess, choose, faults, holdo
 from stages.fit.forms import BASELINES, LAWS, POWER_FORM, WARM_STARTS, power_from
 
 DIGITS: Final = 8
-STABLE: Final = 0.9
-_SMALLEST: Final = 8  # sample size of the stability
-_WITHOUT_LAW: Final = {"observed": observed, "local": local}
 # Laws are fitted to logarithms. A mean of exactly zero (a model that is certain everywhere) is lifted to what
 # float32 could just tell from it.
 _FLOOR: Final = 1e-9
@@ -59,7 +50,6 @@ def analyse(name: Quantity, examples: Array, params: Fit) -> tuple[DepthLaw, lis
         fits=fits,
         verdict=verdict(name, assessments, mean[1:]),
         embedding_step=significant(float(mean[0] - mean[1]), DIGITS),
-        stability=stabilities(examples, params.bootstrap, params.seed, params.confidence),
         notes=_notes(examples, mean) + [SMOOTH] * fits,
         falling=from_peak,
     )
@@ -141,7 +131,7 @@ def win_shares(gains: Array) -> Array:
     eligible = gains[:, 1:-1]
     if not eligible.size or np.isnan(eligible).any():
         return np.zeros(gains.shape[1])
-    return _shares(named(gains), gains.shape[1])
+    return np.bincount(named(gains), minlength=gains.shape[1] + 1)[1:] / len(gains)
 
 
 class Laws(NamedTuple):
@@ -179,49 +169,3 @@ def _each_gain(curves: Array, laws: Laws, smallest: float) -> dict[str, Array]:
         "marginal": undefined if laws.theta is None else marginal(curves, laws.theta),
         "law": undefined if laws.falling is None else by_law(laws.falling, curves.shape[1] - 1),
     }
-
-
-def stabilities(examples: Array, draws: int, seed: int, confidence: float) -> dict[str, Stability]:
-    """The stability of each gain that needs no law, for curves [n, L+1] of n examples; empty if L < 3."""
-    if examples.shape[1] < 4:
-        return {}
-    count = len(examples)
-    sizes = (*(size for power in range(32) if (size := _SMALLEST << power) < count), count)
-    whole = np.maximum(examples.mean(axis=0, keepdims=True), _FLOOR)
-    curves = [np.maximum(_means(examples, size, draws, seed), _FLOOR) for size in sizes]
-    found = {}
-    for name, gain in _WITHOUT_LAW.items():
-        layer = int(named(gain(whole))[0])
-        shares = [_shares(named(gain(each)), examples.shape[1] - 1) for each in curves]
-        unstable = np.flatnonzero([row[layer - 1] < STABLE for row in shares])
-        first = unstable[-1] + 1 if len(unstable) else 0
-        found[name] = Stability(
-            layer=layer,
-            stable_share=STABLE,
-            enough=sizes[first] if first < len(sizes) else None,
-            sizes=[_sample_size(*pair, layer, confidence) for pair in zip(sizes, shares, strict=True)],
-        )
-    return found
-
-
-def _sample_size(examples: int, shares: Array, layer: int, confidence: float) -> SampleSize:
-    """Shares [L] of the draws that name each layer, and the interval of the named layer."""
-    low, high = np.searchsorted(shares.cumsum(), np.array([1 - confidence, 1 + confidence]) / 2 - 1e-12) + 1
-    return SampleSize(
-        examples=examples,
-        same_layer=significant(float(shares[layer - 1]), DIGITS),
-        low=int(low),
-        high=int(high),
-        layers={str(k + 1): significant(float(shares[k]), DIGITS) for k in np.flatnonzero(shares)},
-    )
-
-
-def _means(examples: Array, size: int, draws: int, seed: int) -> Array:
-    """Mean curves [draws, L+1] of draws of ``size`` examples each."""
-    drawn = np.random.default_rng([seed, size]).multinomial(size, np.full(len(examples), 1 / len(examples)), draws)
-    return np.asarray(drawn @ examples / size)
-
-
-def _shares(layers: NDArray[np.intp], depth: int) -> Array:
-    """The share of resamples that names each layer 1..L, [L]."""
-    return np.bincount(layers, minlength=depth + 1)[1:] / len(layers)

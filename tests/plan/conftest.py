@@ -135,7 +135,6 @@ def write_law(
                 "faults": [] if fits else ["r² 0.50 is below 0.9"],
             },
             "embedding_step": mean[0] - mean[1],
-            "stability": {},
             "notes": [],
         }
     facts = {"layers": LAYERS, "examples": 30, "positions": 60, "trace_sha256": "cd" * 32, "confidence": 0.9}

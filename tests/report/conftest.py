@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from salf.evidence import DepthLaw, FittedLaw, SampleSize, ScalingLaw, Stability, Traced
+from salf.evidence import DepthLaw, FittedLaw, ScalingLaw, Traced
 from salf.files import digest_of, sha256_file, sha256_folder, write_json
 from salf.methods import frozen_by_name
 from salf.metrics import (
@@ -243,18 +243,6 @@ def loss_curve() -> np.ndarray:
     return np.where(k == 0, 110.0, 21 - 0.1 * k - 11 * np.clip((k - 24) / 6, 0, 1))
 
 
-STABILITY = Stability(
-    layer=22,
-    stable_share=0.9,
-    enough=32,
-    sizes=[
-        SampleSize(examples=8, same_layer=0.615, low=20, high=25, layers={"20": 0.3, "22": 0.615, "25": 0.085}),
-        SampleSize(examples=32, same_layer=0.93, low=22, high=22, layers={"20": 0.07, "22": 0.93}),
-        SampleSize(examples=64, same_layer=1.0, low=22, high=22, layers={"22": 1.0}),
-    ],
-)
-
-
 def _law(root: Path, outcome: Outcome) -> None:
     quantities = {"deviation": _quantity(deviation_curve(), 0.01, 0.05, outcome.fits)}
     if outcome.losses:
@@ -288,7 +276,6 @@ def _quantity(mean: np.ndarray, width: float, spread: float, fits: bool) -> Dept
         fits=fits,
         verdict="A power law over the tail from layer 20 describes it." if fits else "No law fits; see AICc.",
         embedding_step=float(mean[0] - mean[1]),
-        stability={"observed": STABILITY},
         notes=[],
     )
 
