@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from salf.engine.boundary_cache.folder import Key
+from salf.engine.boundary_cache.folder import key_of
 from salf.engine.boundary_cache.states import Layout
 from salf.engine.models.adapter import open_model
 from salf.errors import UserError
@@ -104,7 +104,7 @@ def test_with_consent_the_code_comes_along_and_computes(tmp_path, monkeypatch, s
 def test_states_are_not_taken_that_other_code_computed(tmp_path, monkeypatch, source):
     def key():
         model = open_model(bring(tmp_path, monkeypatch, source, trusted=True), CPU)
-        return Key.of(model, RUNTIME, ["0"], Layout.of(made_examples(), SHARED, 64)).digest
+        return key_of(model, RUNTIME, ["0"], Layout.of(made_examples(), SHARED, 64))
 
     first = key()
     assert key() == first

@@ -20,7 +20,7 @@ from transformers import DynamicCache, PreTrainedModel
 from salf.answer_folder import AnswerSideRecord, Prompt
 from salf.engine.answer_model import base_alone, describe, positions, prompt_tokens, save_answer_side, weights_by_unit
 from salf.engine.batches import Split
-from salf.engine.boundary_cache.folder import Key
+from salf.engine.boundary_cache.folder import key_of
 from salf.engine.boundary_cache.prompts import Columns, PromptRows, laid_out, prompt_rows, prompts_of
 from salf.engine.boundary_cache.states import BoundaryStates, Timed, take_rows
 from salf.engine.models.adapter import CausalModel, apart
@@ -178,10 +178,7 @@ def _read(
         states, _ = cached_states(model, runtime, split, boundary, batch_tokens, states_file)
     layout, start = laid_out(split, batch_tokens, states and replace(states, device=model.device))
 
-    def key() -> Key:
-        units = tuple(record.base.sha256.values())
-        return Key.of(model, runtime, units, layout).with_keys_values(boundary, boundary)
-
+    key = partial(key_of, model, runtime, tuple(record.base.sha256.values()), layout, boundary, boundary, "exact")
     found = prompt_rows(model, runtime, layout, columns, start)
     computed = Timed(part.to(columns.dtype) for part in found)
     rows, reused = kept("the prompts' keys and values", file, key, computed, layout, columns.row_bytes)

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from salf.answer_folder import common_beginning
 from salf.engine.batches import Example, Split
-from salf.engine.boundary_cache.folder import Key, alone, amount, read_states, units_in_memory, write_states
+from salf.engine.boundary_cache.folder import alone, amount, key_of, read_states, units_in_memory, write_states
 from salf.engine.boundary_cache.states import BoundaryStates, Layout, Timed, frozen_states, gather
 from salf.engine.models.adapter import CausalModel, apart
 from salf.engine.runtime import Runtime
@@ -186,8 +186,8 @@ def cached_states(
     layout = Layout.of(split.examples, split.shared, batch_tokens)
     parts = Timed(frozen_states(model, runtime, layout, boundary))
 
-    def key() -> Key:
-        return Key.of(model, runtime, units_in_memory(model, boundary), layout)
+    def key() -> str:
+        return key_of(model, runtime, units_in_memory(model, boundary), layout)
 
     rows, reused = kept("the boundary states", file, key, parts, layout, model.state_bytes)
     return BoundaryStates(boundary, layout, rows, torch.device("cpu")), reused
@@ -199,7 +199,7 @@ def shared_tokens(ids: Sequence[tuple[int, ...]]) -> int:
 
 
 def kept(
-    what: str, file: str | Path | None, key: Callable[[], Key], parts: Timed, layout: Layout, row_bytes: int
+    what: str, file: str | Path | None, key: Callable[[], str], parts: Timed, layout: Layout, row_bytes: int
 ) -> tuple[Tensor, bool]:
     """Parts [n, width] in memory, or mapped from a file, and whether they were there before.
 
@@ -212,7 +212,7 @@ def kept(
     path = Path(file)
     if path.is_dir():
         raise UserError(f"{path}: it is a folder; name a file")
-    digest = key().digest
+    digest = key()
     try:
         # A file has its name once it is complete, and reading it writes nothing: its folder may be read-only.
         with nullcontext() if path.exists() else alone(path):  # of several processes one computes

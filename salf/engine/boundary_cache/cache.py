@@ -15,7 +15,16 @@ from typing import Any, Final
 from torch import Tensor
 
 from salf.engine.batches import Example, Split, Start
-from salf.engine.boundary_cache.folder import GIB, PROBE_BYTES, CacheFolder, Key, alone, amount, disk_rate, write_states
+from salf.engine.boundary_cache.folder import (
+    GIB,
+    PROBE_BYTES,
+    CacheFolder,
+    alone,
+    amount,
+    disk_rate,
+    key_of,
+    write_states,
+)
 from salf.engine.boundary_cache.prompts import Columns, PromptLayers, PromptRows, Tap, laid_out, prompt_rows
 from salf.engine.boundary_cache.states import BoundaryStates, FrozenLayers, Layout, Timed, frozen_states, gather
 from salf.engine.models.adapter import CausalModel
@@ -121,8 +130,8 @@ class BoundaryCache:
         layout, start = laid_out(split, self.batch_tokens, states.rows if states else None)
         columns = self._columns(Columns.of(model, runtime, boundary), layout)
         begun = self.tap.space if self.tap else boundary if start else 0
-        tapped = [self._key(self.tap.layout).digest] if self.tap else []
-        key = self._key(layout).with_keys_values(boundary, begun, "int8" if columns.int8 else "exact", *tapped)
+        tapped = [self._key(self.tap.layout)] if self.tap else []
+        key = self._key(layout, boundary, begun, "int8" if columns.int8 else "exact", *tapped)
         if self.tap:
             layout = Layout.of(layout.examples, self.shared, self.batch_tokens, self.tap.layout.groups)
 
@@ -172,8 +181,8 @@ class BoundaryCache:
         print(f"prompts in 8 bits: exact keys and values need {amount(rows * exact.row_bytes)}, too much for memory")
         return rounded
 
-    def _key(self, layout: Layout) -> Key:
-        return Key.of(self.model, self.runtime, self.units, layout)
+    def _key(self, layout: Layout, *more: Any) -> str:
+        return key_of(self.model, self.runtime, self.units, layout, *more)
 
 
 @dataclass(frozen=True)
@@ -181,7 +190,7 @@ class _Opening:
     """Rows that are wanted of a split, or layers in their place."""
 
     cache: BoundaryCache
-    key: Key
+    key: str
     what: str
     rows: int
     row_bytes: int
@@ -286,7 +295,7 @@ class _Opening:
 
     def _write(self, parts: Timed) -> Tensor:
         self.folder.make_room(self.size, self.what)
-        return write_states(self.folder.file(self.key), self.key.digest, parts, self.rows)
+        return write_states(self.folder.file(self.key), self.key, parts, self.rows)
 
     def _done(self, rows: Tensor, kept: str, seconds: float, reason: str, *, origin: str = "computed") -> Opened:
         begun = self.cache.boundary if origin == "reused" else 0

@@ -13,12 +13,12 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -45,44 +45,31 @@ PROBE_BYTES: Final = 1 << 25  # of the file that a disk's rate is measured with
 _RESERVE: Final = 1 << 28  # bytes of the disk that stay free for models, checkpoints and reports
 
 
-@dataclass(frozen=True)
-class Key:
-    """Everything that decides the bits of a split's boundary states.
+def key_of(model: CausalModel, runtime: Runtime, units: Sequence[str], layout: Layout, *more: Any) -> str:
+    """Hex SHA-256 of everything that decides the bits of cached rows of a layout's examples.
 
-    The layers above the boundary are no part of it: other seeds, methods and the evaluation share the states.
+    ``units`` are hashes of the embedding's shard and of those of layers 1..boundary; the layers above are no part of
+    it: other seeds, methods and the evaluation share the states. ``more``, of keys and values of prompts: the boundary
+    that they are above, the space that computing begins at, how they are held, and the key of states filled too.
     """
-
-    units: tuple[str, ...]  # hashes of the embedding's shard and of those of layers 1..boundary
-    given: Mapping[str, Any]  # everything else, the same for every boundary
-
-    @classmethod
-    def of(cls, model: CausalModel, runtime: Runtime, units: Sequence[str], layout: Layout) -> Self:
-        """The key of a layout's examples after the layers whose shards have the hashes ``units``."""
-        config = plain_config(json.loads(model.network.config.to_json_string(use_diff=False)))
-        quantised = runtime.frozen_weights in {"int8", "nf4"}  # offloaded layers give the same bits as whole ones
-        given = {
-            "config": digest_of({name: value for name, value in config.items() if name not in _NOT_OF_STATES}),
-            "elsewhere": _elsewhere_digest(model),
-            "tokens": _token_digest(layout.examples),
-            "shared": layout.shared,
-            "batch_tokens": layout.batch_tokens,
-            "weights": str(model.network.dtype),
-            "compute": runtime.dtype_name,
-            "frozen": [runtime.frozen_weights, version("bitsandbytes")] if quantised else [],
-            "device": _device_facts(runtime),
-            "versions": [torch.__version__, transformers.__version__],
-            "code": _code_digest(model),
-        }
-        return cls(tuple(units), given)
-
-    @property
-    def digest(self) -> str:
-        """Hex SHA-256 of all of it."""
-        return digest_of({"units": self.units, **self.given})
-
-    def with_keys_values(self, boundary: int, begun: int, held: str = "exact", *tapped: str) -> Self:
-        """The key of keys and values above a boundary, from space ``begun`` on; ``tapped``: states filled too."""
-        return replace(self, given={**self.given, "keys_values": [boundary, begun, held, *tapped]})
+    config = plain_config(json.loads(model.network.config.to_json_string(use_diff=False)))
+    quantised = runtime.frozen_weights in {"int8", "nf4"}  # offloaded layers give the same bits as whole ones
+    given = {
+        "units": tuple(units),
+        "config": digest_of({name: value for name, value in config.items() if name not in _NOT_OF_STATES}),
+        "elsewhere": _elsewhere_digest(model),
+        "tokens": _token_digest(layout.examples),
+        "shared": layout.shared,
+        "batch_tokens": layout.batch_tokens,
+        "weights": str(model.network.dtype),
+        "compute": runtime.dtype_name,
+        "frozen": [runtime.frozen_weights, version("bitsandbytes")] if quantised else [],
+        "device": _device_facts(runtime),
+        "versions": [torch.__version__, transformers.__version__],
+        "code": _code_digest(model),
+        "keys_values": more,
+    }
+    return digest_of(given)
 
 
 def frozen_units(shards: Mapping[str, str], boundary: int) -> tuple[str, ...]:
@@ -212,13 +199,13 @@ class CacheFolder:
     path: Path
     limit: int
 
-    def file(self, key: Key) -> Path:
+    def file(self, key: str) -> Path:
         """The file of a key's states."""
-        return self.path / f"states-{key.digest[:32]}.safetensors"
+        return self.path / f"states-{key[:32]}.safetensors"
 
-    def find(self, key: Key) -> tuple[Tensor, float] | None:
+    def find(self, key: str) -> tuple[Tensor, float] | None:
         """The key's states, which then count as just used; a damaged file counts as none."""
-        found = read_states(self.file(key), key.digest)
+        found = read_states(self.file(key), key)
         if found is not None:
             with suppress(OSError):  # a folder that is only readable
                 os.utime(self.file(key))
