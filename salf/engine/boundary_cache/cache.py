@@ -15,16 +15,7 @@ from typing import Any, Final
 from torch import Tensor
 
 from salf.engine.batches import Example, Split, Start
-from salf.engine.boundary_cache.folder import (
-    GIB,
-    PROBE_BYTES,
-    CacheFolder,
-    alone,
-    amount,
-    disk_rate,
-    key_of,
-    write_states,
-)
+from salf.engine.boundary_cache.folder import PROBE_BYTES, CacheFolder, alone, amount, disk_rate, key_of, write_states
 from salf.engine.boundary_cache.prompts import Columns, PromptLayers, PromptRows, Tap, laid_out, prompt_rows
 from salf.engine.boundary_cache.states import BoundaryStates, FrozenLayers, Layout, Timed, frozen_states, gather
 from salf.engine.models.adapter import CausalModel
@@ -201,7 +192,7 @@ class _Opening:
     @cached_property
     def folder(self) -> CacheFolder:
         settings = self.cache.settings
-        return CacheFolder(Path(settings.cache_folder), int(settings.cache_gib * GIB))
+        return CacheFolder(Path(settings.cache_folder), settings.cache_gib)
 
     @property
     def size(self) -> int:

@@ -194,10 +194,10 @@ def disk_rate(folder: Path) -> float:
 
 @dataclass(frozen=True)
 class CacheFolder:
-    """Files of boundary states in ``path``, together at most ``limit`` bytes."""
+    """Files of boundary states in ``path``, of ``gib`` GiB together at most."""
 
     path: Path
-    limit: int
+    gib: float
 
     def file(self, key: str) -> Path:
         """The file of a key's states."""
@@ -215,7 +215,7 @@ class CacheFolder:
         """Bytes that a new file may have if older ones are deleted."""
         self.path.mkdir(parents=True, exist_ok=True)
         held = sum(size for _, size, _ in self._files())
-        return min(self.limit, shutil.disk_usage(self.path).free + held - _RESERVE)
+        return min(int(self.gib * GIB), shutil.disk_usage(self.path).free + held - _RESERVE)
 
     def make_room(self, size: int, what: str = "boundary states") -> None:
         """Delete the least recently used files until ``size`` more bytes fit under the limit and on the disk.
@@ -226,13 +226,13 @@ class CacheFolder:
         if size > (room := self.room()):
             raise UserError(
                 f"{self.path}: the {what} need {amount(size)} and there is room for "
-                f"{amount(max(room, 0))} (finetune.cache_gib = {self.limit / GIB:g}, and {amount(_RESERVE)} of the "
+                f"{amount(max(room, 0))} (finetune.cache_gib = {self.gib:g}, and {amount(_RESERVE)} of the "
                 "disk stay free); free space, raise finetune.cache_gib, set finetune.cache_folder to another disk, or "
                 "finetune.cache to memory or off"
             )
         for _, _, file in sorted(self._files()):
             held = sum(size for _, size, _ in self._files())
-            if held + size <= self.limit and shutil.disk_usage(self.path).free >= size + _RESERVE:
+            if held + size <= self.gib * GIB and shutil.disk_usage(self.path).free >= size + _RESERVE:
                 return
             file.unlink(missing_ok=True)
 
