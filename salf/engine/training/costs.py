@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import count, islice
 
 import numpy as np
 
@@ -174,13 +174,9 @@ def equal_compute_epochs(
     """
 
     def per_epoch(counted: Costs, examples: Split) -> Iterator[int]:
-        number = 0
+        number = count()
         for epoch in epoch_batches(examples, settings, seed, processes):
-            total = 0
-            for parts in epoch:
-                total += counted.step(parts, number).total
-                number += 1
-            yield total
+            yield sum(counted.step(parts, next(number)).total for parts in epoch)
 
     allowed = sum(islice(per_epoch(full, Split(split.examples, split.shared)), settings.epochs))
     spent = costs.before(split)
