@@ -204,6 +204,18 @@ class ShiftPanel(Panel):
     layers: dict[str, list[float]]  # by method, at spaces 0..L
 
 
+class KeptContext(_Record):
+    """Share of earlier tokens that the trained layers of a pruned model still see, mean over test texts; and one text.
+
+    ``kept`` says by layer which of ``tokens`` is still seen at their end: 1, or 0 if it was dropped.
+    """
+
+    share: float
+    layers: dict[int, float]
+    tokens: list[str]
+    kept: dict[int, str]
+
+
 class Metrics(_Record, Artifact):
     """The content of ``metrics.json``; ``quality`` is the score that models are compared by.
 
@@ -223,6 +235,7 @@ class Metrics(_Record, Artifact):
     groups: dict[str, GroupPanels] = {}  # by test split
     pairs: PairsPanel | None = None
     shift: dict[str, ShiftPanel] = {}  # by the text that was read
+    kept: dict[str, KeptContext] = {}  # by run
 
 
 class Measured(BaseModel):

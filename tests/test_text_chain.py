@@ -1,5 +1,6 @@
 """Plain text through the whole chain: every token is learned, and perplexity is that of a plain transformers loop."""
 
+import html
 import json
 import random
 
@@ -9,16 +10,18 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import salf
 from salf.blocks import document_of
 from salf.engine.models.adapter import open_model
 from salf.engine.perplexity import perplexity, text_examples
 from salf.engine.runtime import choose_runtime
+from salf.engine.techniques.dcp import interactions
 from salf.files import read_json
 from salf.settings import Device
 from tests.conftest import write_params
 from tests.test_chain import Chain, commands
 
-METHODS = ["full", "half", "salf", "lora", "half+lora", "none", "lisa"]
+METHODS = ["full", "half", "salf", "lora", "half+lora", "none", "lisa", "half+dcp"]
 RUNS = [f"{method}-seed1" for method in [*METHODS, "longer"]]
 BLOCK = 24
 POSITIONS = 5
@@ -62,6 +65,8 @@ def chain(tmp_path_factory, hub_folder) -> Chain:
         compare__methods=METHODS,
         compare__variants={"longer": {"method": "half", "equal_compute": True}},
         finetune__learning_rate=rate,
+        finetune__dcp__width=4,
+        finetune__dcp__bias=0.5,
         evaluate__bootstrap=BOOTSTRAP,
     )
     stages = commands(METHODS)
@@ -85,8 +90,11 @@ def blocks(chain) -> pd.DataFrame:
 
 
 def plain_loop(folder, blocks: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Sum of −log probabilities and number of predicted tokens of each block, by transformers alone."""
-    network = AutoModelForCausalLM.from_pretrained(folder)
+    """Sum of −log probabilities and number of predicted tokens of each block, by transformers alone.
+
+    Of models that drop tokens it is transformers with hooks of ours (techniques/test_dcp).
+    """
+    network = salf.pruned(AutoModelForCausalLM.from_pretrained(folder), folder)
     nats, tokens = [], []
     for row in blocks.itertuples():
         ids = torch.tensor([[*row.prompt_ids, *row.answer_ids]], dtype=torch.long)
@@ -179,6 +187,31 @@ def test_tables_and_page_show_perplexity_in_the_place_of_accuracy(chain):
     said = pd.read_parquet(chain.root / "reports/predictions.parquet")
     assert set(said.run) == {"untrained", *RUNS}
     assert said.correct.isna().all()
+
+
+@torch.no_grad()
+def test_what_a_pruned_model_keeps_is_in_the_metrics_and_on_the_page(chain, blocks):
+    folder = chain.root / "data/models/half+dcp-seed1"
+    network = salf.pruned(AutoModelForCausalLM.from_pretrained(folder), folder)
+    shares, last = [], []
+    for row in blocks.itertuples():
+        ids = [*row.prompt_ids, *row.answer_ids][:-1]
+        network(torch.tensor([ids]), use_cache=False)
+        kept = [(own.decide(*own.rows().chunk(2, -1)) == 0)[0].tril() for own in interactions(network)]
+        pairs = max(len(ids) * (len(ids) - 1) // 2, 1)
+        shares.append([(int(one.sum()) - len(ids)) / pairs for one in kept])
+        last = last or ["".join("01"[int(flag)] for flag in one[-1]) for one in kept]
+    found = chain.json("reports/metrics.json")["kept"]["half+dcp-seed1"]
+    layers = list(map(str, range(3, 5)))
+    assert found["layers"] == pytest.approx(dict(zip(layers, np.mean(shares, 0), strict=True)), abs=1e-3)
+    assert found["share"] == pytest.approx(np.mean(shares), abs=1e-3)
+    assert 0 < found["share"] < 1
+    assert found["kept"] == dict(zip(layers, last, strict=True))
+    assert {"0", "1"} <= set("".join(last))
+    assert "".join(found["tokens"]).endswith(blocks.text[0][:-1])  # the last token is never read
+    page = (chain.root / "reports/index.html").read_text(encoding="utf-8")
+    seen = "".join(token if flag == "1" else "·" for token, flag in zip(found["tokens"], last[0], strict=True))
+    assert f'<td class="">{html.escape(seen)}</td>' in page
 
 
 def test_any_opened_model_reads_any_text(chain, hub_folder):

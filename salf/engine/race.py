@@ -150,6 +150,7 @@ def race(
             validation=splits[1],
             test=None,
             rule=None,
+            facts={"free": "salf.race"},
             arms=[Arm(method_of(name), rate) for name, rate in asked.pairs],
             keep=asked.keep,
             unfinished=work_folder(place / "race", digest_of(inputs)),

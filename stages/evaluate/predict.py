@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 
 from salf.answer_folder import AnswerSideRecord
 from salf.engine.answer_model import AnswerSideModel, base_alone, base_network
-from salf.engine.answers import Answer, Reader
+from salf.engine.answers import Answer, Reader, answer_states
 from salf.engine.batches import Example, Split, Start
 from salf.engine.boundary_cache.cache import BoundaryCache, Opened, print_opened
 from salf.engine.boundary_cache.folder import frozen_units
@@ -23,12 +23,16 @@ from salf.engine.progress import progress
 from salf.engine.rules import Rule, rule_of
 from salf.engine.runtime import Runtime
 from salf.engine.shift import Shift, measure_shift
+from salf.engine.techniques.dcp import interactions, kept_shares, pruned
 from salf.engine.techniques.head import class_rule, of_classes, open_class_head
 from salf.engine.techniques.roste import quantised
+from salf.metrics import KeptContext
 from salf.records import PreparedRecord
 from salf.settings import TASKS, AnswerSide, Caching
 from stages.common.params import Evaluate
 from stages.evaluate.scores import Predictions
+
+_SHOWN: Final = 128  # tokens of a text whose fate is shown
 
 
 @dataclass(frozen=True)
@@ -71,11 +75,12 @@ class Predictor:
     def open(self, folder: Path, name: str, frozen: int | None = None) -> ReadyModel:
         """Open the model in ``folder``, whose embedding and layers 1..frozen are the base's; ``None``: all are.
 
-        Layers are quantised as in training, in the base all of them. All are offloaded, since nothing trains.
+        Layers drop tokens, or are quantised, as in training, in the base all of them. All are offloaded, since nothing
+        trains.
         """
         held = self.runtime.frozen(None if self.runtime.frozen_weights == "offload" else frozen)
         model = open_model(folder, self.runtime.device, self.runtime.dtype, frozen=held, base=self.base)
-        quantised(model.network, folder)
+        pruned(quantised(model.network, folder), folder)
         if self.classes:
             open_class_head(model, folder)
 
@@ -110,6 +115,26 @@ class Predictor:
         split = ready.started(name)
         some = split.subset(range(min(examples, len(split))))
         return measure_shift(ready.model, self._base, self.runtime, some, self.params.batch_tokens)
+
+    @torch.no_grad()
+    def kept(self, ready: ReadyModel, name: str) -> KeptContext | None:
+        """Read a split, and the beginning of its first text: what is kept of the context, if a model drops any."""
+        owns, most = interactions(ready.model.network), self.params.batch_tokens
+        if not owns:
+            return None
+        split = ready.started(name)
+        passes = answer_states(ready.model, self.runtime, split, most)
+        shares = torch.cat([kept_shares(ready.model.network, batch) for _, batch, _ in passes], 1).mean(1).tolist()
+        text = replace(split.examples[0], answer_ids=split.examples[0].answer_ids[:_SHOWN])
+        list(answer_states(ready.model, self.runtime, Split([text], 0), most))
+        kept = ["".join("1" if one else "0" for one in (own.log_kept[0, -1] == 0).tolist()) for own in owns]
+        layers = range(ready.model.depth - len(owns) + 1, ready.model.depth + 1)
+        return KeptContext(
+            share=float(np.mean(shares)),
+            layers=dict(zip(layers, shares, strict=True)),
+            tokens=[self._tokenizer.decode([token]) for token in text.inputs],
+            kept=dict(zip(layers, kept, strict=True)),
+        )
 
     @cached_property
     def _base(self) -> CausalModel:

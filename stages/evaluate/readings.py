@@ -14,7 +14,7 @@ from salf.engine.rules import CandidateRule
 from salf.engine.shift import Shift
 from salf.files import sha256_file
 from salf.methods import Method
-from salf.metrics import PairsPanel, Panel, ShiftPanel
+from salf.metrics import KeptContext, PairsPanel, Panel, ShiftPanel
 from salf.records import FineTuneRecord, PreparedRecord
 from stages.common.params import Evaluate
 from stages.evaluate.compare import UNTRAINED, Measures, Sampling, Scores, compare, over_methods
@@ -35,6 +35,7 @@ class Readings:
 
     tests: dict[str, dict[str, Predictions]]  # to every test split
     pairs: dict[str, list[Answer]] = field(default_factory=dict)
+    kept: dict[str, KeptContext] = field(default_factory=dict)  # of the test split by models that drop tokens
     shifts: dict[str, dict[str, Shift]] = field(default_factory=dict)  # of fine-tuned models, on every text
 
 
@@ -58,6 +59,8 @@ def read_all(
     def read(reader: Predictor, ready: ReadyModel, run: FineTuneRecord | None) -> None:
         for name in tests:
             found.tests[name][ready.name] = reader.predict(ready, name)
+        if kept := reader.kept(ready, TEST):
+            found.kept[ready.name] = kept
         if _PAIRS in reader.splits:
             found.pairs[ready.name] = reader.read(ready, _PAIRS, CandidateRule("character"))
         if run and asked.shift:
@@ -95,6 +98,7 @@ def panels_of(
 ) -> dict[str, Any]:
     """The fields of ``Metrics`` that hold panels; ``shifted``: scores by shifted split, ``tests``: all test splits."""
     panels: dict[str, Any] = {
+        "kept": found.kept,
         "shifted": {
             name: Panel(examples=len(tests[name]), models=compare(over_methods(sampling.grouped, scores)))
             for name, scores in shifted.items()

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
-from salf.metrics import BASELINES, SCORES, GroupPanels, Interval, Panel
+from salf.metrics import BASELINES, SCORES, GroupPanels, Interval, KeptContext, Panel
 from stages.report.artifacts import Artifacts
 from stages.report.figures import curves
 from stages.report.parts import Cell, Columns, Figure, Section, Table, number, table
@@ -14,7 +14,7 @@ from stages.report.wording import count, decimal, percent, signed, span
 def beyond_section(artifacts: Artifacts) -> Section | None:
     """A table of every panel, and figures; ``None`` where none was asked for."""
     metrics = artifacts.metrics
-    if not metrics or not (metrics.shifted or metrics.groups or metrics.pairs or metrics.shift):
+    if not metrics or not (metrics.shifted or metrics.groups or metrics.pairs or metrics.shift or metrics.kept):
         return None
     section = Section("beyond", "Beyond the mean", "Other domains, groups, unwanted answers, shift from the base")
     for name, panel in metrics.shifted.items():
@@ -45,7 +45,19 @@ def beyond_section(artifacts: Artifacts) -> Section | None:
         lines = {method: (method, list(enumerate(layers))) for method, layers in shift.layers.items()}
         section.figures.append(curves(f"fig-{name}-layers", f"{what}, by layer", ("layer", "nats"), lines))
         section.figures += _by_depth_and_rank(artifacts, name, shift, "kl_from_base", what)
+    section.tables += [_kept(name, found) for name, found in metrics.kept.items()]
     return section
+
+
+def _kept(run: str, found: KeptContext) -> Table:
+    """The first test text as the layers of a pruned model still see it at its end."""
+    rows: list[list[Cell | str]] = [["The text", "", "".join(found.tokens)]]
+    for layer, flags in found.kept.items():
+        seen = "".join(token if flag == "1" else "·" for token, flag in zip(found.tokens, flags, strict=True))
+        rows.append([f"Layer {layer}", number(found.layers[layer], percent), seen])
+    caption = f"{run}: {percent(found.share)} of the context is kept, mean over trained layers and test texts."
+    caption += " What each layer still sees at the end of the first text: a dot is a dropped token."
+    return Table(f"kept-{run}", caption, ("Layer", "Context kept", "Tokens"), rows, folded=True)
 
 
 def _panel(artifacts: Artifacts, name: str, caption: str, panel: Panel, lead: str) -> Table:
