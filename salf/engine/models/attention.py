@@ -21,8 +21,6 @@ PACKED: Final = "salf_packed"
 
 KeysValues = tuple[Tensor, Tensor]
 Parts = tuple[list[Tensor], list[Tensor]]  # keys and values that sequences see, one part after the other
-# Takes keys, the number of value heads and a mask; returns keys, and what is added to scores in the mask's place.
-Prune = Callable[[Tensor, int, Tensor], tuple[Tensor, Tensor]]
 
 # 16 sequences of 6 queries and 600 keys: 0.61 of the fused kernel's time, forwards and backwards; of 64 queries: 3.7.
 _KEYS_TO_A_QUERY: Final = 16
@@ -204,11 +202,6 @@ def _visible(positions: Tensor, columns: Tensor, window: int) -> Tensor:
     return (keys <= queries) & (keys > queries - window)
 
 
-def causal(queries: int, keys: int, device: torch.device) -> Tensor:
-    """Mask of what the last ``queries`` of ``keys`` positions see, [1, 1, queries, keys]."""
-    return torch.ones(1, 1, queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
-
-
 def _to_grid(packed: Tensor, places: Tensor, sequences: int, longest: int) -> Tensor:
     """[1, heads, N, head size] to [sequences, heads, longest, head size], zeros where no row has its place."""
     rows = packed[0].transpose(0, 1)
@@ -232,7 +225,6 @@ def packed_attention(
     packing: Packing | ChosenRows | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    prune: Prune | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Attention by transformers' interface; without a packing it is transformers' ``sdpa``.
@@ -243,10 +235,6 @@ def packed_attention(
     rows = packing.packing if isinstance(packing, ChosenRows) else packing
 
     def kernel(queries: Tensor, keys: list[Tensor], values: list[Tensor], mask: Tensor | None) -> Tensor:
-        if prune is not None:
-            whole, seen = _joined(keys), causal(queries.shape[2], keys[0].shape[2], query.device)
-            whole, mask = prune(whole, values[0].shape[1], seen if mask is None else mask)
-            keys = [whole]
         if softcap is not None or (rows is not None and _short(keys, queries.shape[2] if rows.prompts else None)):
             return _by_products(module, queries, keys, values, mask, softcap, **options)
         return sdpa_attention_forward(module, queries, _joined(keys), _joined(values), mask, **options)[0]
@@ -294,8 +282,7 @@ def _by_products(
     keys are adjacent, so that no keys and values are copied.
 
     Queries are [B, heads, queries, head size], keys and values [B, key-value heads, keys, head size] in parts, and the
-    mask [B or 1, 1, queries, keys] says what may be seen, or is added to scores; returns [B, queries, heads, head
-    size].
+    mask says what may be seen, [B or 1, 1, queries, keys]; returns [B, queries, heads, head size].
     """
     (sequences, heads, queries, size), shared = query.shape, keys[0].shape[1]
     counts = [part.shape[2] for part in keys]
@@ -305,11 +292,10 @@ def _by_products(
     scores = scores.view(sequences, shared, heads // shared, queries, -1)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    mask = causal(queries, sum(counts), query.device) if mask is None else mask
-    if mask.dtype == torch.bool:
-        scores = scores.masked_fill(~mask[:, :, None], torch.finfo(scores.dtype).min)
-    else:
-        scores = scores + mask[:, :, None]
+    if mask is None:
+        seen = sum(counts)
+        mask = torch.ones(1, 1, queries, seen, dtype=torch.bool, device=query.device).tril(seen - queries)
+    scores = scores.masked_fill(~mask[:, :, None], torch.finfo(scores.dtype).min)
     weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
     weights = nn.functional.dropout(weights, dropout, module.training)
     shares = weights.view(sequences, shared, scaled.shape[2], -1).split(counts, dim=-1)

@@ -12,9 +12,9 @@ is constant, so that half of γ acts. Its ``propagate_in_depth`` is left out: it
 
 import copy
 import math
+import sys
 import time
-from collections.abc import Collection, Sequence
-from functools import partial
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import AttentionInterface, Cache, DynamicCache, GenerationConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from salf.engine.batches import Batch
 from salf.engine.models.adapter import CausalModel
-from salf.engine.models.attention import PACKED, ChosenRows, Packing, causal, packed_attention
+from salf.engine.models.attention import PACKED, ChosenRows, Packing
 from salf.engine.models.shards import write_tensors
 from salf.engine.training.forms import Weights
 from salf.engine.training.scope import Scope
@@ -37,7 +38,7 @@ from salf.settings import Finetune
 
 _ATTENTION: Final = "salf_pruned"
 _FILE: Final = Path("pruning", "interactions.safetensors")  # in a folder of its own: it is no shard of the base's
-_LEAST: Final = torch.finfo(torch.float32).tiny  # in the place of a p of 0
+_FLOAT: Final = torch.finfo(torch.float32)
 
 
 def sigmoid(z: Tensor, alpha: float) -> Tensor:
@@ -45,38 +46,10 @@ def sigmoid(z: Tensor, alpha: float) -> Tensor:
     power = max(alpha - 1, 1e-6)
     logits = torch.linspace(-40, 40, 2**14, dtype=torch.float64, device=z.device)
     p, rest = logits.sigmoid(), (-logits).sigmoid()
-    known, slope = (p**power - rest**power) / power, 1 / (p ** (power - 1) + rest ** (power - 1))
-    p, known, slope = p.to(z.dtype), known.to(z.dtype), slope.to(z.dtype)
+    table = p, (p**power - rest**power) / power, 1 / (p ** (power - 1) + rest ** (power - 1))
+    p, known, slope = (one.to(z.dtype) for one in table)
     at = torch.searchsorted(known, z.detach()).clamp(max=len(p) - 1)
     return torch.where(z.abs() * power < 1, p[at] + slope[at] * (z - known[at]), (z > 0).to(z.dtype))
-
-
-class Interaction(nn.Module):
-    """What decides in a layer how much of earlier tokens a token still sees."""
-
-    reads: Tensor  # what the attention that runs reads, [B, T, hidden]
-    log_kept: Tensor  # log I of the last packed pass, [B, T, T]
-    store: "_Store | None" = None  # the layer's place in the cache of the pass that runs
-    listening: RemovableHandle
-
-    def __init__(self, query: Tensor, key: Tensor, bias: Tensor) -> None:
-        """``query`` and ``key`` are weights [r, hidden], ``bias`` is [1]."""
-        super().__init__()
-        self.query, self.key, self.bias = nn.Parameter(query), nn.Parameter(key), nn.Parameter(bias)
-        self.alpha = 1.0
-        self.acts = True  # or else nothing is dropped
-
-    def rows(self) -> Tensor:
-        """Queries and keys of the rows that the attention reads, [B, T, 2r]."""
-        return nn.functional.linear(self.reads, torch.cat([self.query, self.key]))
-
-    def decide(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """Log I of T tokens [B, T, r], the last of S + T of which none was dropped before: [B, T, S + T]."""
-        z = queries.float() @ keys.float().transpose(1, 2) * queries.shape[2] ** -0.5 + self.bias
-        earlier = torch.ones_like(z[0], dtype=torch.bool).tril(z.shape[2] - z.shape[1] - 1)
-        p = torch.ones_like(z)
-        p[:, earlier] = sigmoid(z[:, earlier], self.alpha) if self.training else (z[:, earlier] > 0).to(z.dtype)
-        return p.clamp(min=_LEAST).log().cumsum(1)
 
 
 class _Store(DynamicLayer):  # type: ignore[misc]
@@ -91,6 +64,33 @@ class _Store(DynamicLayer):  # type: ignore[misc]
         return self.cumulative_length
 
 
+class Interaction(nn.Module):
+    """What decides in a layer how much of earlier tokens a token still sees."""
+
+    reads: Tensor  # what the attention that runs reads, [B, T, hidden]
+    store: _Store | None  # the layer's place in the cache of the pass that runs
+    log_kept: Tensor  # log I of the last packed pass, [B, T, T]
+    listening: RemovableHandle
+    alpha = 1.0
+
+    def __init__(self, query: Tensor, key: Tensor, bias: Tensor) -> None:
+        """``query`` and ``key`` are weights [r, hidden], ``bias`` is [1]."""
+        super().__init__()
+        self.query, self.key, self.bias = nn.Parameter(query), nn.Parameter(key), nn.Parameter(bias)
+
+    def rows(self) -> Tensor:
+        """Queries and keys of the rows that the attention reads, [B, T, 2r]."""
+        return nn.functional.linear(self.reads, torch.cat([self.query, self.key]))
+
+    def decide(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Log I of T tokens [B, T, r], the last of S + T of which none was dropped before: [B, T, S + T]."""
+        z = queries.float() @ keys.float().transpose(1, 2) * queries.shape[2] ** -0.5 + self.bias
+        seen = torch.ones_like(z[0], dtype=torch.bool).tril(z.shape[2] - z.shape[1])  # [T, S + T]
+        earlier, p = seen.tril(z.shape[2] - z.shape[1] - 1), torch.ones_like(z)
+        p[:, earlier] = sigmoid(z[:, earlier], self.alpha) if self.training else (z[:, earlier] > 0).to(z.dtype)
+        return torch.where(seen, p.clamp(min=_FLOAT.tiny).log().cumsum(1), _FLOAT.min)
+
+
 def pruned_attention(
     module: nn.Module,
     query: Tensor,
@@ -102,51 +102,44 @@ def pruned_attention(
 ) -> tuple[Tensor, None]:
     """Attention by transformers' interface to what the module's interaction has not dropped."""
     own: Any = module.interaction
-    if not own.acts:
-        return packed_attention(module, query, key, value, attention_mask, packing=packing, **options)
-    if options.get("sliding_window"):
-        raise UserError("dcp: attention in a sliding window drops tokens by itself; leave out +dcp")
+    if options.get("sliding_window") or options.get("softcap"):
+        raise UserError("dcp: attention in a sliding window, or of capped scores, has not been pruned; leave out +dcp")
+
+    def kernel(queries: Tensor, keys: Any, values: Any, mask: Tensor | None) -> Tensor:
+        (keys,), (values,), heads = keys, values, value.shape[1]
+        keys, told = keys[:, :heads], keys[:, heads:].transpose(1, 2).flatten(2)[..., : 2 * len(own.query)]
+        log_kept = own.decide(*told.chunk(2, -1))  # [B, K, K]
+        rows = packing.packing if isinstance(packing, ChosenRows) else packing
+        if rows and keys.shape[2] == rows.past + rows.longest:  # or else the shared prefix alone
+            own.log_kept = log_kept
+        if mask is not None:  # a query's own place is the last that it sees
+            places = (mask[:, 0] * torch.arange(keys.shape[2], device=mask.device)).amax(-1)
+            log_kept = log_kept.take_along_dim(places[..., None], 1)
+        return sdpa_attention_forward(module, queries, keys, values, log_kept[:, None].to(query.dtype), **options)[0]
+
     if packing is None:
-        return packed_attention(module, query, key, value, _unpacked(own, attention_mask, key.dtype), **options)
+        return sdpa_attention_forward(module, query, key, value, _unpacked(own, attention_mask), **options)
     if not isinstance(packing, ChosenRows):  # rows of the interaction go wherever the keys go, as further heads
         told, size = own.rows(), key.shape[3]
         told = nn.functional.pad(told, (0, -told.shape[2] % size)).unflatten(2, (-1, size))
         key = torch.cat([key, told.transpose(1, 2)], 1)
-    prune = partial(_pruned, own, packing)
-    return packed_attention(module, query, key, value, None, packing=packing, prune=prune, **options)
+    return packing.attend(module, query, key, value, kernel, sys.maxsize), None
 
 
-def _pruned(
-    own: Interaction, packing: Packing | ChosenRows, keys: Tensor, heads: int, mask: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Keys [B, heads, K, head size] alone, and log I in the place of a mask [B or 1, 1, n, K]."""
-    keys, told = keys[:, :heads], keys[:, heads:].transpose(1, 2).flatten(2)
-    log_kept = own.decide(*told[..., : 2 * len(own.query)].chunk(2, -1))  # [B, K, K]
-    rows = packing.packing if isinstance(packing, ChosenRows) else packing
-    if keys.shape[2] == rows.past + rows.longest:  # or else the shared prefix alone
-        own.log_kept = log_kept
-    # A query's own place is the last that it sees.
-    places = (mask[:, 0] * torch.arange(keys.shape[2], device=mask.device)).amax(-1)[..., None]
-    return keys, _masked(log_kept.take_along_dim(places, 1), mask, keys.dtype)
-
-
-def _unpacked(own: Interaction, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
+def _unpacked(own: Interaction, mask: Tensor | None) -> Tensor:
     """Log I of a batch, [B, 1, T, T], or of one text's new tokens, [1, 1, T, S + T]; its store drops what they drop."""
     (queries, told), store = own.rows().chunk(2, -1), own.store
     if store is not None:
-        if len(told) > 1:
-            raise UserError("a pruned model generates one text at a time; or set use_cache to False")
         store.cumulative_length += told.shape[1]
+        if len(told) > 1 and store.cumulative_length > told.shape[1]:
+            raise UserError("a pruned model generates one text at a time; or set use_cache to False")
         told = told if store.told is None else torch.cat([store.told, told], 1)
     log_kept = own.decide(queries, told)
-    if store is not None:
+    if store is not None and len(told) == 1:
         kept, mask = log_kept[0, -1] == 0, None
         store.keys, store.values, store.told = store.keys[:, :, kept], store.values[:, :, kept], told[:, kept]
-    return _masked(log_kept, causal(queries.shape[1], told.shape[1], told.device) if mask is None else mask, dtype)
-
-
-def _masked(log_kept: Tensor, mask: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.where(mask, log_kept[:, None], torch.finfo(dtype).min).to(dtype)
+    log_kept = log_kept[:, None] if mask is None else torch.where(mask, log_kept[:, None], _FLOAT.min)
+    return log_kept.to(own.reads.dtype)
 
 
 AttentionInterface.register(_ATTENTION, pruned_attention)
@@ -166,7 +159,7 @@ def _attach(network: PreTrainedModel, name: str, own: Interaction) -> None:
 
     def listen(_: nn.Module, given: tuple[Any, ...], options: dict[str, Any]) -> None:
         own.reads = given[0] if given else options["hidden_states"]
-        caches = [one.layers for one in (*given, *options.values()) if isinstance(one, Cache) and own.acts]
+        caches = [one.layers for one in (*given, *options.values()) if isinstance(one, Cache)]
         own.store, number = None, part.layer_idx
         for layers in caches:
             if not any(isinstance(one, _Store) for one in layers[number : number + 1]):
@@ -268,18 +261,16 @@ def pruned(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
 
 @torch.no_grad()
 def generation_costs(
-    model: PreTrainedModel, prompt: Tensor, tokens: int, rounds: int = 3
+    models: Mapping[str, PreTrainedModel], prompt: Tensor, tokens: int, rounds: int = 3
 ) -> dict[str, tuple[float, int]]:
-    """Let a pruned model continue a prompt [1, T], in turns without (``dense``) and with dropping (``pruned``).
+    """Let models continue a prompt [1, T] in turns, for example ``{"dense": ..., "pruned": salf.pruned(...)}``.
 
-    Returns of both the new tokens per second in the fastest round, the prompt's time included, and the bytes of keys,
+    Returns by name the new tokens per second in the fastest round, the prompt's time included, and the bytes of keys,
     values and interactions' keys that are stored in the end.
     """
     asked = GenerationConfig(max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, pad_token_id=0)
-    found = {"dense": (0.0, 0), "pruned": (0.0, 0)}
-    for name in [*found] * rounds:
-        for one in interactions(model):
-            one.acts = name == "pruned"
+    found = dict.fromkeys(models, (0.0, 0))
+    for name, model in [*models.items()] * rounds:
         cache: Any = DynamicCache(config=model.config)
         began, options = time.perf_counter(), {"attention_mask": torch.ones_like(prompt), "past_key_values": cache}
         model.generate(prompt, generation_config=asked, **options)

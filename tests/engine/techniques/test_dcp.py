@@ -86,9 +86,9 @@ def test_what_is_kept_is_a_product_over_later_tokens(training):
     with torch.no_grad():
         kept = own.decide(*own.rows().chunk(2, -1)).exp()
         for found, each in zip(kept, rows, strict=True):
-            torch.testing.assert_close(found, naive(own, each), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(found, naive(own, each).tril(), rtol=1e-4, atol=1e-5)
     assert ((kept >= 0) & (kept <= 1)).all()
-    assert (kept.diff(dim=1) <= 0).all()  # dropped once, dropped for good
+    assert (kept.diff(dim=1).tril() <= 0).all()  # dropped once, dropped for good
     assert (kept.diagonal(dim1=1, dim2=2) == 1).all()
 
 
@@ -101,15 +101,13 @@ def test_training_ends_with_the_decisions_of_use():
     z = (queries @ keys.transpose(1, 2)) / 2 + own.bias
     sharp = ((z.abs() > 1 / 7) | torch.ones_like(z, dtype=torch.bool).triu()).cummin(1).values
     soft, hard = own.decide(queries, keys).exp(), own.eval().decide(queries, keys).exp()
-    assert 0.1 < (sharp & (hard == 1)).float().mean() < 1
+    assert 0.05 < (sharp & (hard == 1)).float().mean() < 0.5
     torch.testing.assert_close(soft[sharp], hard[sharp])
 
 
 def by_hand(network, ids):
     """Logits of one sequence by transformers' eager attention, whose scores get log I of naive products."""
-    owns, handles = interactions(network), []
-    for one in owns:
-        one.acts = False
+    handles = []
     network.set_attn_implementation("eager")
     parts = [part for part in network.modules() if isinstance(getattr(part, "interaction", None), Interaction)]
 
@@ -193,20 +191,20 @@ def test_the_folder_reopens_to_the_pruned_model_and_what_it_drops_leaves_the_sto
         for flag in (True, False)
     )
     assert torch.equal(with_cache, without)
-    batch = model(TEXT.view(2, 20), attention_mask=torch.tensor([[0] * 4 + [1] * 16, [1] * 20]), use_cache=False).logits
+    batch = model(TEXT.view(2, 20), attention_mask=torch.tensor([[0] * 4 + [1] * 16, [1] * 20])).logits
     torch.testing.assert_close(batch[1:], model(TEXT[:, 20:], use_cache=False).logits, rtol=1e-4, atol=1e-4)
     with pytest.raises(UserError, match="generates one text at a time; or set use_cache to False"):
         model.generate(TEXT.view(2, 20), max_new_tokens=2)
 
 
 def test_speed_and_store_are_measured_dense_against_pruned(folder):
-    model = salf.pruned(AutoModelForCausalLM.from_pretrained(folder), folder)
-    dense, pruned = salf.generation_costs(model, TEXT[:, :20], 10, rounds=1).values()
+    dense, model = (AutoModelForCausalLM.from_pretrained(folder) for _ in range(2))
+    models = {"dense": dense, "pruned": salf.pruned(model, folder)}
+    dense, pruned = salf.generation_costs(models, TEXT[:, :20], 10, rounds=1).values()
     width = model.config.num_key_value_heads * model.config.head_dim
     assert dense[1] == 29 * 4 * 2 * width * 4  # four layers; the last token is never read
     assert dense[1] / 2 < pruned[1] < dense[1]
     assert min(dense[0], pruned[0]) > 0
-    assert all(one.acts for one in interactions(model))
 
 
 def test_a_damaged_file_is_named(folder):
@@ -248,7 +246,7 @@ def test_it_is_refused_where_it_cannot_work():
     with pytest.raises(UserError, match="dcp: the plan freezes all layers"):
         Trainable.of(model, method_of("half+dcp"), scope_above(4), settings_of(), 1, steps=6)
     windowed = made(settings_of(), "mistral", sliding_window=8).model.network
-    with pytest.raises(UserError, match="dcp: attention in a sliding window"):
+    with pytest.raises(UserError, match="dcp: attention in a sliding window, or of capped scores"):
         windowed(TEXT)
 
 
@@ -257,7 +255,7 @@ def test_every_packed_family_drops_while_it_generates(kind):
     trainable = made(settings_of(bias=-2.0), kind)
     network = trainable.model.network.eval()
     if getattr(network.config, "sliding_window", None):
-        pytest.skip("a sliding window")
+        pytest.skip("a sliding window, of capped scores in Gemma 2")
     cache = DynamicCache(config=network.config)
     with torch.no_grad():
         whole = network(TEXT, use_cache=False).logits
