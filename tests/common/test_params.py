@@ -141,6 +141,8 @@ def test_the_shipped_file_is_valid_and_every_group_is_commented():
         ),
         ({"finetune__roste__kv_bits": 17}, "finetune.roste.kv_bits = 17: Input should be less than or equal to 16"),
         ({"finetune__roste__clip": 0.0}, "finetune.roste.clip = 0.0: Input should be greater than 0"),
+        ({"finetune__dcp__alpha": 0.5}, "finetune.dcp.alpha = 0.5: Input should be greater than or equal to 1"),
+        ({"finetune__dcp__strength": -1.0}, "finetune.dcp.strength = -1.0: Input should be greater than or equal to 0"),
         (
             {"finetune__roste__rotation": "some"},
             "finetune.roste.rotation = 'some': Input should be 'adaptive', 'all' or",

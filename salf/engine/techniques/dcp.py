@@ -109,8 +109,8 @@ def pruned_attention(
         (keys,), (values,), heads = keys, values, value.shape[1]
         keys, told = keys[:, :heads], keys[:, heads:].transpose(1, 2).flatten(2)[..., : 2 * len(own.query)]
         log_kept = own.decide(*told.chunk(2, -1))  # [B, K, K]
-        rows = packing.packing if isinstance(packing, ChosenRows) else packing
-        if rows and keys.shape[2] == rows.past + rows.longest:  # or else the shared prefix alone
+        rows: Any = packing.packing if isinstance(packing, ChosenRows) else packing
+        if keys.shape[2] == rows.past + rows.longest:  # or else the shared prefix alone
             own.log_kept = log_kept
         if mask is not None:  # a query's own place is the last that it sees
             places = (mask[:, 0] * torch.arange(keys.shape[2], device=mask.device)).amax(-1)
@@ -159,12 +159,11 @@ def _attach(network: PreTrainedModel, name: str, own: Interaction) -> None:
 
     def listen(_: nn.Module, given: tuple[Any, ...], options: dict[str, Any]) -> None:
         own.reads = given[0] if given else options["hidden_states"]
-        caches = [one.layers for one in (*given, *options.values()) if isinstance(one, Cache)]
-        own.store, number = None, part.layer_idx
-        for layers in caches:
-            if not any(isinstance(one, _Store) for one in layers[number : number + 1]):
-                layers[number : number + 1] = [_Store()]
-            own.store = layers[number]
+        own.store, here = None, slice(part.layer_idx, part.layer_idx + 1)
+        for cache in (one for one in (*given, *options.values()) if isinstance(one, Cache)):
+            if not any(isinstance(one, _Store) for one in cache.layers[here]):
+                cache.layers[here] = [_Store()]
+            own.store = cache.layers[part.layer_idx]
 
     own.listening = part.register_forward_pre_hook(listen, with_kwargs=True)
 
@@ -176,8 +175,6 @@ class Pruned(Weights):
         self, model: CausalModel, scope: Scope, layers: Collection[int], settings: Finetune, seed: int
     ) -> None:
         super().__init__(model, scope, layers, settings, seed)
-        if not layers:
-            raise UserError("dcp: the plan freezes all layers, so none could drop tokens; leave out +dcp")
         self.network, self.places, asked = model.network, list[str](), settings.dcp
         hidden, generator = model.network.config.get_text_config().hidden_size, torch.Generator().manual_seed(seed)
         for number in layers:

@@ -100,7 +100,7 @@ def drawn_layers(depth: int, settings: Finetune, seed: int, _trained: int) -> Sc
 
 def scope_above(method: Method, boundary: int, depth: int) -> Scope:
     """The scope of a method above a boundary; a ``UserError`` says that too little is left to train."""
-    if method.form.layers_alone and boundary == depth:
+    if method.form.name in method.words and boundary == depth:
         raise UserError(f"method {method.name}: the plan freezes all {depth} layers, so {method.form.name} has none")
     if not method.answer_side:
         return Scope.above(boundary, depth)
