@@ -97,12 +97,11 @@ def counts_line(runs: Sequence[StageRun]) -> str:
     return f"{', '.join(parts)} in {took}"
 
 
-def _may_pass(_task: Any, _run: Any, state: State[Any]) -> bool:
-    failure = state.data
-    return not isinstance(failure, StageFailedError) or failure.passing
-
-
-@task(cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=_may_pass)
+@task(
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retry_condition_fn=lambda _task, _run, state: getattr(state.data, "passing", True),  # of a StageFailedError
+)
 def _stage(node: StageNode, held: Workspace, force: bool) -> Any:
     try:
         run = run_stage(node, held, get_run_logger().info, force)

@@ -20,7 +20,7 @@ from salf.settings import TASKS
 from stages.common.params import Data
 from stages.prepare.docstrings import LIBRARIES, read_docstrings
 from stages.prepare.files import BATCH, TABLES, TEXT, faults_named, read_rows, table_rows
-from stages.prepare.rows import SPLITS, TRAIN, Loaded, Lost, Row, draw_key, is_unicode, top
+from stages.prepare.rows import TRAIN, Loaded, Lost, Row, draw_key, is_unicode, top
 
 # Sentences read per sentence kept: near-duplicates and whole files that fall to one split cost some.
 _SPARE: Final = 1.4
@@ -209,29 +209,22 @@ def _hub_faults_named(data: Data) -> Iterator[None]:
 def _hold(found: Mapping[str, Iterable[Row]], data: Data) -> tuple[dict[str, list[Row]], Lost]:
     """Read the rows of every split, in their order.
 
-    Where limits are set, at most ``_MOST`` rows (or ten times the limit) are kept: those that the seed draws. The
+    Where a split has a limit, at most ``_MOST`` rows (or ten times the limit) are kept: those that the seed draws. The
     others are counted. A split may take up ``_ROOM`` bytes, or what is free.
     """
     kept: dict[str, list[Row]] = {}
     refused = Lost()
     for split, rows in found.items():
-        watched, most = _watched(rows, split), _most(split, data, found)
-        if most is None:
+        watched, limit, number = _watched(rows, split), data.limits.of(split), count()
+        if limit is None or data.examples:
             kept[split] = list(watched)
             continue
-        number = count()
+        most = max(_MOST, 10 * limit)
         numbered = zip(watched, number, strict=False)
         drawn = nsmallest(most, numbered, key=lambda one: draw_key(data.seed, one[0].example_id))
         kept[split] = [row for row, _ in sorted(drawn, key=itemgetter(1))]
         refused[split, f"beyond the {most:,} rows drawn of very many"] = max(0, next(number) - most)
     return kept, +refused
-
-
-def _most(split: str, data: Data, found: Collection[str]) -> int | None:
-    limit = data.limits.of
-    wanted = [limit(split), *(limit(other) for other in SPLITS if split == TRAIN and other not in found)]
-    known = [limit for limit in wanted if limit is not None]
-    return None if len(known) < len(wanted) or data.examples else max(_MOST, 10 * sum(known))
 
 
 def _watched(rows: Iterable[Row], split: str) -> Iterator[Row]:

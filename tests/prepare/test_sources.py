@@ -294,9 +294,8 @@ def test_of_very_many_rows_so_many_are_drawn_by_the_seed_as_they_are_read(tmp_pa
     assert drawn == sorted(drawn, key=texts.index)
     assert read(**limits)[0] == drawn
     assert read(**limits, seed=2)[0] != drawn
-    assert len(read(limits=Limits(train=2, validation=2, test=2))[0]) == 60
+    assert len(read(limits=Limits(train=6, validation=1, test=1))[0]) == 60
     assert read() == (texts, {})  # no limit, no draw
-    assert read(limits=Limits(train=1, validation=None, test=1)) == (texts, {})
     assert read(**limits, examples=Named(table="t", name="n")) == (texts, {})  # rows that a table names
 
 
