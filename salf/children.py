@@ -5,7 +5,6 @@ import os
 import select
 import signal
 import sys
-from multiprocessing import parent_process
 from threading import Thread
 from typing import Final
 
@@ -36,16 +35,6 @@ def end_with_caller() -> None:
         except OSError:  # it was killed before we could ask
             sys.exit(1)
         Thread(target=_killed_after, args=(launcher,), daemon=True).start()
-
-
-def end_with_creator() -> None:
-    """Have this process of :mod:`multiprocessing` end when the process that created it does, on every system."""
-    Thread(target=_ended_after_creator, daemon=True).start()
-
-
-def _ended_after_creator() -> None:
-    parent_process().join()  # type: ignore[union-attr]  # such a process has a parent
-    os._exit(1)
 
 
 def _killed_after(process: int) -> None:

@@ -7,13 +7,13 @@ such order is known are left as blocks, each rotated by itself.
 
 from functools import cache
 from math import isqrt
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from salf.cost import Flops, Sums, suffix_rows
 from salf.shape import ModelShape
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 _LARGEST: Final = 256  # order by Paley: larger matrices cost more than they spread
 _DOUBLINGS: Final = 4  # of Sylvester's matrices: several small ones cost less than a large one
@@ -44,10 +44,9 @@ def factors(width: int) -> tuple[int, tuple[int, ...]]:
 
 
 @cache
-def hadamard(order: int) -> "NDArray[Any]":
+def hadamard(order: int) -> NDArray[Any]:
     """A matrix of 1 and -1 with orthogonal rows, [order, order], for an order that :func:`factors` names."""
-    import numpy as np
-    from scipy.linalg import hadamard as sylvester
+    from scipy.linalg import hadamard as sylvester  # a second's import that no other technique needs
 
     if order & (order - 1) == 0:
         return np.asarray(sylvester(order, dtype=np.int64))

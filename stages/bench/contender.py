@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import torch
 
-from salf.children import end_with_creator
+from salf.children import end_with
 from salf.engine.runtime import device_name
 
 Measured = dict[str, Any]  # the fields of a Lap, peak_bytes: int or None, device: str
@@ -86,7 +86,7 @@ def contender(make: Callable[[Any], Any], task: Any, log: Path) -> Iterator[Ask]
 
 def _begin(make: Callable[[Any], Any], task: Any, log: Path) -> None:
     """Make the runner in the new process."""
-    end_with_creator()
+    end_with(os.getppid())
     with log.open("ab") as file:  # progress and warnings of many runs
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

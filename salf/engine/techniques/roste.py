@@ -77,18 +77,6 @@ def _matrix(order: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.from_numpy(hadamard(order)).to(device, dtype) * order**-0.5
 
 
-class _StraightThrough(torch.autograd.Function):
-    """:func:`on_grid`, as if it were the identity when going backward."""
-
-    @staticmethod
-    def forward(_ctx: Any, groups: Tensor, bits: int, clip: float) -> Tensor:
-        return on_grid(groups, bits, clip)
-
-    @staticmethod
-    def backward(_ctx: Any, *gradients: Tensor) -> Any:
-        return gradients[0], None, None
-
-
 class Site(nn.Module):
     """What some modules read, in rows of d values: how it is rotated and quantised, and their weights with it.
 
@@ -135,8 +123,10 @@ class Site(nn.Module):
     def quantised(self, groups: Tensor, bits: int | None) -> Tensor:
         """Groups [.., d] rotated, where this site is, and on their grids; gradients pass as if there were no grids."""
         groups = rotated(groups, self.signs) if self.rotates else groups
-        made: Tensor = groups if bits is None else _StraightThrough.apply(groups, bits, self.asked.clip)
-        return made
+        if bits is None:
+            return groups
+        fixed = groups.detach()
+        return on_grid(fixed, bits, self.asked.clip) + (groups - fixed)  # plus 0, whose gradient is the groups'
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight that a map uses: a group for each output."""
