@@ -115,11 +115,6 @@ def keep_freed_memory() -> None:
     libc.mallopt(_M_TRIM_THRESHOLD, -1)
 
 
-def threads_each(processes: int) -> int:
-    """Threads for each of ``processes`` processes, of those that torch has here."""
-    return max(1, torch.get_num_threads() // processes)
-
-
 def machine_facts(runtime: Runtime) -> dict[str, Any]:
     """Facts about the machine for an auditor; no host name, no user name, no path."""
     return {

@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Final
 
+import torch
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from salf.children import end_with
-from salf.engine.runtime import threads_each
 from salf.errors import UserError
 
 _PARENT: Final = "SALF_LAUNCHER"  # the launcher's process id
@@ -70,7 +70,7 @@ def _environment(processes: int) -> Iterator[None]:
     before = dict(os.environ)
     os.environ[_PARENT] = str(os.getpid())
     os.environ.pop("DVC_STAGE", None)  # the launcher records the run, once
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads_each(processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # whatever the host's name resolves to
     try:
