@@ -138,32 +138,23 @@ def verdict(quantity: str, assessments: Sequence[Assessment], curve: Array) -> s
     """Say which law describes which spaces of the curve [L], or that none does and what follows."""
     best, fits = choose(assessments)
     if not fits:
-        return _no_law(quantity, assessments, best)
-    name = best.form.name.removesuffix("_tail").replace("_", " ")
-    article = "An" if name[0] in "aeiou" else "A"
-    spaces = f"spaces {best.first_space}–{len(curve)} (r² {best.r2:.3f})"
-    words = f"{article} {name} law describes the {quantity} over {spaces}."
+        return _no_law(quantity, assessments)
+    name = f"{best.form.name.replace('_', ' ')} (r² {best.r2:.3f})"
+    words = f"A law describes the {quantity} over spaces {best.first_space}–{len(curve)}: {name}."
     if best.first_space == 1:
         return words
     before = curve[: best.first_space - 1]
-    return (
-        f"No law holds over the whole depth. {words} Before it, spaces 1–{len(before)} follow no law:"
-        f" they range from {before.min():.3g} to {before.max():.3g}."
-    )
+    return f"No law holds over the whole depth. {words} Before it, values are {before.min():.3g} to {before.max():.3g}."
 
 
-def _no_law(quantity: str, assessments: Sequence[Assessment], best: Assessment) -> str:
+def _no_law(quantity: str, assessments: Sequence[Assessment]) -> str:
     laws = [a for a in assessments if not a.is_baseline]
     if not laws:
         return f"No law was fitted to the {quantity}: too few layers. Rely on observed gains."
     nearest = min(laws, key=lambda a: a.aicc)
+    where = f"{nearest.form.name} from space {nearest.first_space} on"
     why = "; ".join(faults(nearest, assessments))
-    quality = "" if nearest.r2 is None else f" (r² {nearest.r2:.2f} from there on)"
-    described = f"The best description without a law is {best.form.name}. " if best.is_baseline else ""
-    return (
-        f"No law fits the {quantity}: the nearest, {nearest.form.name} from space"
-        f" {nearest.first_space}{quality}, fails: {why}. {described}Rely on observed gains."
-    )
+    return f"No law fits the {quantity}: the nearest, {where}, fails: {why}. Rely on observed gains."
 
 
 def _holdout(form: Form, curves: Array, layers: int) -> Array | None:

@@ -34,15 +34,7 @@ from salf.records import BaseRecord, PreparedRecord
 from salf.settings import Device, Finetune, Schedule
 from salf.shape import ModelShape
 from stages.common.params import Pilot as PilotParams
-from stages.signals.predictions import Untrained, predict
-
-
-class Pilot(PilotRun):
-    """A small fine-tune that is done: its entry in the artifact, and what the prediction needs."""
-
-    kept: bool = False
-    losses: tuple[float, ...]  # of every validation example at the end, nats per answer token
-    recomputed: bool  # the frozen layers ran for every batch, since their states could not be cached
+from stages.signals.predictions import predict
 
 
 class Arm(NamedTuple):
@@ -56,6 +48,19 @@ class Arm(NamedTuple):
     def how(self) -> Method:
         """The method in full."""
         return Method(f"freeze-{self.boundary}", () if self.method == "weights" else (self.method,))
+
+
+class Pilot(PilotRun):
+    """A small fine-tune that is done: its entry in the artifact, and what the prediction needs."""
+
+    kept: bool = False
+    losses: tuple[float, ...]  # of every validation example at the end, nats per answer token
+    recomputed: bool  # the frozen layers ran for every batch, since their states could not be cached
+
+    @property
+    def arm(self) -> Arm:
+        """How it was fine-tuned."""
+        return Arm(self.method, self.boundary, self.rank)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,9 +122,9 @@ def run(base: Path, prepared: Path, out: Path, device: Device, params: PilotPara
     )
     pilots = measure(bench)
     untrained = np.array([_once(bench.unfinished / "untrained.json", lambda: _untrained(bench))]).T  # [V, 1]
+    before = np.append(untrained.mean(), _resampled(bench, untrained))
     laws, size = _laws(bench, [pilot for pilot in pilots if pilot.kept]), len(bench.everything)
-    law = laws[params.methods[0]]
-    before = Untrained(_layers(bench.shape), float(untrained.mean()), _resampled(bench, untrained)[:, 0])
+    law, settings = laws[params.methods[0]], (params.confidence, params.seed)
     found = Pilots(
         schema=1,
         layers=bench.shape.layers,
@@ -128,12 +133,12 @@ def run(base: Path, prepared: Path, out: Path, device: Device, params: PilotPara
         epochs=bench.settings.epochs,
         confidence=params.confidence,
         **bench.identity,
-        untrained_loss=before.loss,
+        untrained_loss=float(before[0]),
         pilots=pilots,
         law=law.record,
-        predictions=predict(law, before, size, params.confidence, params.seed),
+        predictions=predict(law, _layers(bench.shape), before, size, *settings),
         laws={name: law.record for name, law in laws.items()},
-        forecasts=forecasts(laws, (size, 2 * size), params.confidence, params.seed),
+        forecasts=forecasts(laws, (size, 2 * size), *settings),
         critical_sizes=critical_sizes({name: laws[name] for name in params.methods}, params.confidence),
         flops=counted(bench, pilots),
     )
@@ -282,11 +287,9 @@ def counted(bench: Bench, pilots: Sequence[Pilot]) -> PilotFlops:
     Each boundary's frozen passes count from the embeddings up.
     """
     full = Arm("weights", 0, None)
-    each = [
-        bench.costs_of(Arm(*(getattr(pilot, f) for f in Arm._fields)), recomputed=pilot.recomputed) for pilot in pilots
-    ]
-    opened = {costs.scope.boundary: costs for costs in each}
-    frozen = sum(costs.frozen(split) for costs in opened.values() for split in bench.splits.values())
+    each = [bench.costs_of(pilot.arm, recomputed=pilot.recomputed) for pilot in pilots]
+    at_boundary = {costs.scope.boundary: costs for costs in each}
+    frozen = sum(costs.frozen(split) for costs in at_boundary.values() for split in bench.splits.values())
     training = sum(pilot.flops for pilot in pilots)
     reading = sum(costs.reading(bench.splits["validation"]) for costs in (bench.costs_of(full), *each))
     whole, total = _steps_flops(bench, full, bench.everything, bench.full_epochs), frozen + training + reading

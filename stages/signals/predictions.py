@@ -5,8 +5,6 @@ pilots are interpolated over the boundaries, and intervals are of the validation
 before training.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from salf.evidence import PredictedLoss
@@ -15,24 +13,20 @@ from salf.fitting.joint import JointLaw, Runs, numbers
 from salf.laws import Array
 
 
-@dataclass(frozen=True)
-class Untrained:
-    """The model before training."""
+def predict(
+    law: JointLaw, layers: Array, untrained: Array, examples: int, confidence: float, seed: int
+) -> list[PredictedLoss]:
+    """Predict the boundaries 0..L, of ``layers`` trained layers [L+1], for a number of examples.
 
-    layers: Array  # X of the boundaries 0..L, [L+1]
-    loss: float
-    samples: Array  # the loss over the draws of the validation examples, [B]
-
-
-def predict(law: JointLaw, untrained: Untrained, examples: int, confidence: float, seed: int) -> list[PredictedLoss]:
-    """Predict the boundaries 0..L for a number of examples."""
-    most = np.append(untrained.loss, untrained.samples)[:, None]  # [1 + B, 1]
+    ``untrained`` is the loss before training, then that over the draws of the validation examples, [1 + B].
+    """
+    most = untrained[:, None]
     if law.record.holds:
-        at = np.column_stack([untrained.layers, np.full(len(untrained.layers), float(examples))])
+        at = np.column_stack([layers, np.full(len(layers), float(examples))])
         curves = np.minimum(law.law.curve(law.theta, at), most)  # [1 + B, L+1]
         outcomes = curves * np.exp(np.random.default_rng([seed, 1]).choice(law.noise, curves.shape))
     else:
-        curves = outcomes = _interpolated(law.runs, untrained.layers, most)
+        curves = outcomes = _interpolated(law.runs, layers, most)
     loss, best = curves[0], int(curves[0].argmin())
     differences = curves[1:] - curves[1:, best : best + 1]
     low, high = interval(outcomes[1:], confidence)

@@ -67,12 +67,14 @@ class Sample:
 
 
 def measure(base: Path, prepared: Path, device: Device, params: Signals) -> tuple[Columns, int]:
-    """The columns of the signals ``params.kinds``, and the model's number of layers.
-
-    Signals that these examples cannot give are left out with a message, as long as there are others.
-    """
+    """The columns of the signals ``params.kinds``, and the model's number of layers."""
     runtime, split = choose_runtime(device), _draw(prepared, params)
-    signals = [SIGNALS[kind] for kind in _possible(params.kinds, split.examples)]
+    signals = [SIGNALS[kind] for kind in params.kinds]
+    if tell_apart := [kind for kind in params.kinds if SIGNALS[kind].of_classes]:
+        try:  # before anything is computed
+            classes_of(split.examples)
+        except UserError as fault:
+            raise UserError(f"signals.kinds: {tell_apart[0]} tells classes apart, and {fault}") from None
     stored = any(signal.of_weights for signal in signals)
     model = open_model(base, runtime.device, frozen=WHOLE if stored else runtime.frozen())
     print(f"signals of {len(split)} examples on {runtime.device} in {runtime.dtype_name}: {runtime.reason}")
@@ -91,22 +93,6 @@ def _draw(prepared: Path, params: Signals) -> Split:
     return Split(examples, read_sizes(prepared).shared_prefix_tokens)
 
 
-def _possible(kinds: Sequence[str], examples: Sequence[Example]) -> list[str]:
-    """The kinds that these examples can give, known before anything is computed."""
-    of_classes = [kind for kind in kinds if SIGNALS[kind].of_classes]
-    if not of_classes:
-        return list(kinds)
-    try:
-        classes_of(examples)
-    except UserError as fault:
-        if len(of_classes) == len(kinds):
-            raise UserError(f"signals.kinds: {of_classes[0]} tells classes apart, and {fault}") from None
-        for kind in of_classes:
-            print(f"{kind} is left out: signals.kinds: {kind} tells classes apart, and {fault}")
-        return [kind for kind in kinds if kind not in of_classes]
-    return list(kinds)
-
-
 def classes_of(examples: Sequence[Example]) -> Classes:
     """The class of each example as a number 0..C-1: its label, or the first token in which free answers differ, [n]."""
     # A chat template may begin all answers alike (an empty block of thoughts).
@@ -120,8 +106,7 @@ def classes_of(examples: Sequence[Example]) -> Classes:
         raise UserError(f"the {what} of the sample are all the same")
     if 2 * alone > len(keys):
         raise UserError(
-            f"{alone} of the sample's {len(keys)} {what} occur once; raise signals.sample, or leave it out of "
-            "signals.kinds"
+            f"{alone} of the sample's {len(keys)} {what} occur once; raise signals.sample, or leave such kinds out"
         )
     number = {key: index for index, key in enumerate(sorted(counts))}
     return np.array([number[key] for key in keys])

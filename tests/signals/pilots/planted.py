@@ -4,7 +4,6 @@ import numpy as np
 
 from salf.fitting.bootstrap import resampled_means
 from salf.fitting.joint import Runs
-from stages.signals.predictions import Untrained
 
 DEPTH = 30
 LAYERS = np.append(np.arange(DEPTH, 0, -1.0), 1e-4)  # trained above the boundaries 0..L; the norm alone in the end
@@ -30,7 +29,7 @@ def pilots(
     draws=40,
     drawn=1,
 ):
-    """Pilots on a whole grid, and the model before training.
+    """Pilots on a whole grid, and the losses before training, as a prediction takes them.
 
     ``noise``: of each training, ``spread``: of examples, in log units; ``draws`` of the validation examples.
     """
@@ -41,5 +40,5 @@ def pilots(
     own = np.exp(rng.normal(scale=spread / 4, size=(validation, len(pairs))) - spread**2 / 32)
     losses, before = runs * examples * own, UNTRAINED * examples
     samples = resampled_means(np.hstack([losses, before]), draws, drawn)
-    untrained = Untrained(LAYERS, float(before.mean()), samples[:, -1])
+    untrained = np.append(before.mean(), samples[:, -1])
     return Runs("trained layers", pairs, losses.mean(axis=0), samples[:, :-1]), untrained
