@@ -1,8 +1,13 @@
-"""``salf law``: tables of runs."""
+"""``salf law``: tables of runs, and the worked example of the documentation."""
+
+import re
+import shlex
 
 import pytest
 
 from salf.cli import main
+from tests.conftest import PROJECT
+from tests.docs_blocks import blocks
 
 COLUMNS = "method,rank,examples,loss"
 
@@ -63,3 +68,22 @@ def test_a_missing_table_or_column_is_named(tmp_path, capsys):
     assert "none.csv" in capsys.readouterr().err
     assert main(["law", table(tmp_path, planted()), "--factor", "parameters"]) == 2
     assert "runs.csv: no column parameters" in capsys.readouterr().err
+
+
+NUMBER = re.compile(r"\d+\.?\d*(?:e\+\d+)?")
+
+
+def test_the_worked_example_prints_what_the_page_shows(monkeypatch, capsys):
+    """The same words, and the same forecasts within 3 %: the last digits are the machine's."""
+    monkeypatch.chdir(PROJECT)
+    monkeypatch.setenv("COLUMNS", "120")
+    *_, (_, command), (_, shown) = blocks("tuning.md", section="Which method at my data size")
+    assert main(shlex.split(command)[1:]) == 0
+    told = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert [NUMBER.sub("#", " ".join(line.split())) for line in told] == [
+        NUMBER.sub("#", " ".join(line.split())) for line in shown.splitlines()
+    ]
+    for one, other in zip(told, shown.splitlines(), strict=True):
+        if re.match(r"\d", one):
+            found, expected = ([float(number) for number in NUMBER.findall(line)] for line in (one, other))
+            assert found == pytest.approx(expected, rel=0.03)
