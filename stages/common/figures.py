@@ -60,6 +60,7 @@ INK: Final = INKS["ink"].stand_in
 MUTED: Final = INKS["muted"].stand_in
 RULE: Final = INKS["rule"].stand_in
 ACCENT: Final = INKS["salf"].stand_in
+GROUND: Final[Any] = {"facecolor": INKS["card"].stand_in, "edgecolor": "none", "pad": 0.5}  # behind a text on lines
 
 # One panel is as wide as a phone: the text keeps its size there, and wide screens set panels side by side.
 WIDTH: Final = 360
@@ -72,9 +73,6 @@ _OFFSETS: Final = (
     *((side * 7, sign * shift, side) for shift in (22, 36, 50) for sign in (1, -1) for side in (1, -1)),
 )
 _SIDES: Final = {1: "left", 0: "center", -1: "right"}
-_HALO: Final = "halo"  # texts of this id get an outline in the ground's colour, from the style sheet
-_OUTLINE: Final = "paint-order: stroke; stroke: var(--card); stroke-width: 4px; stroke-linejoin: round"
-
 _RC: Final[Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "salf",
@@ -176,7 +174,7 @@ def standalone(svg: str) -> tuple[str, str]:
     if found is None:
         raise ValueError("not a panel of this module")
     name, width, height = found.groups()
-    style = f'<style>svg{{{light()}}} [id*="-{_HALO}-"] text{{{_OUTLINE}}}</style>'
+    style = f"<style>svg{{{light()}}}</style>"
     ground = f'<rect width="{width}" height="{height}" style="fill: var({INKS["card"].variable})"/>'
     opening = f'{found.group(0)[:-1]} width="{width}" height="{height}">'
     return name, f"{opening}\n {style}\n {ground}{svg[found.end() :]}\n"
@@ -189,11 +187,6 @@ def inline(text: str) -> str:
     if found != 1:
         raise ValueError("not a file of a panel of this module")
     return body.rstrip()
-
-
-def halo(text: Text) -> None:
-    """Outline a text of an axes in the colour of the ground, so that lines do not cross it."""
-    text.set_gid(f"{_HALO}-{len(text.axes.texts)}" if text.axes else None)
 
 
 def place_labels(
@@ -210,10 +203,9 @@ def place_labels(
     taken: list[BboxBase] = []
     for x, y, words, colour in labels:
         line = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
-        style: Any = {"color": colour, "va": "center", "fontweight": "bold", "arrowprops": line}
+        style: Any = {"color": colour, "va": "center", "fontweight": "bold", "arrowprops": line, "bbox": GROUND}
         text = axes.annotate(words, (x, y), (0, 0), textcoords="offset points", **style)
         text.get_window_extent()  # from here on its place is that relative to its point
-        halo(text)
         best = min(_OFFSETS, key=lambda offset: _covered(_put(text, offset), axes.bbox, taken, points))
         taken.append(_put(text, best))
 

@@ -5,13 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from rich.console import Console
-
 from salf.files import replacing_folder, write_text
 from stages.common.command import exit_code, parser_of
 from stages.common.params import load_params
 from stages.report.artifacts import load
-from stages.report.page import build, print_summary, render, standalone_figures
+from stages.report.page import build, render, standalone_figures, summary
 
 _PLACES: Final = {
     "base": ("data/base", "folder of the base model"),
@@ -47,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = _PARSER.parse_args(argv)
     artifacts = load(options, load_params(options.params))
     if options.summary:
-        print_summary(artifacts, options.out, Console())
+        print(summary(artifacts, options.out))
         return
     page = build(artifacts)
     write_text(options.out, render(page))

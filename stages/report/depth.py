@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from salf.evidence import DepthLaw, FittedLaw, Numbers
 from salf.plan import FreezePlan
 from salf.selectors import GAINS
-from stages.common.figures import ACCENT, INK, MUTED, halo
+from stages.common.figures import ACCENT, GROUND, INK, MUTED
 from stages.report.artifacts import Artifacts
 from stages.report.figures import DASHED, figure
 from stages.report.parts import Cell, Columns, Figure, Section, Table, number, table
@@ -101,7 +101,7 @@ def _trace_figure(quantity: str, found: DepthLaw, boundary: int, confidence: flo
         right = (boundary - low) / (high - low) > 0.72
         text = "frozen up to here " if right else " frozen up to here"
         over, side = axes.get_xaxis_transform(), "right" if right else "left"
-        halo(axes.text(boundary, 0.97, text, transform=over, ha=side, va="top", color=INK))
+        axes.text(boundary, 0.97, text, transform=over, ha=side, va="top", color=INK, bbox=GROUND)
 
     title = f"The {quantity}: {decimal(mean[1], 2)} after layer 1, {decimal(mean[-1], 2)} after layer {layers}"
     caption = (

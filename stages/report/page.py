@@ -5,21 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from rich.box import SIMPLE
-from rich.console import Console, Group
-from rich.panel import Panel
-from rich.table import Table
-from rich.text import Text
 
 from salf.metrics import SCORES
 from stages.common.figures import standalone, style_sheet
-from stages.report import beyond, choice, depth, evidence, few, parts, quality
+from stages.report import beyond, choice, depth, evidence, few, quality
 from stages.report.answer import Facts, Headline, chosen_method, facts_of, headline
 from stages.report.artifacts import Artifacts
 from stages.report.parts import Section
-from stages.report.race import race_section
 from stages.report.wording import decimal, layer_range, parameters, percent, seconds, size, span
 
 _ROOM: Final = Path(__file__).parent
@@ -30,7 +25,7 @@ _SECTIONS: Final[tuple[Callable[[Artifacts], Section | None], ...]] = (
     beyond.beyond_section,
     few.few_section,
     quality.curves_section,
-    race_section,
+    quality.race_section,
     depth.trace_section,
     depth.law_section,
     depth.gains_section,
@@ -113,29 +108,15 @@ def render(page: Page) -> str:
     return environment.get_template("page.html.j2").render(page=page, style=style) + "\n"
 
 
-def print_summary(artifacts: Artifacts, page: Path, console: Console) -> None:
-    """Print boundary and reason, quality and cost, and where the page is."""
+def summary(artifacts: Artifacts, page: Path) -> str:
+    """The boundary and its reason, quality and cost, and where the page is."""
     plan, said = artifacts.plan, headline(facts_of(artifacts))
     boundary = (
         f"Boundary {plan.boundary} of {plan.model.layers}: {layer_range(1, plan.boundary)} frozen, "
         f"{layer_range(plan.boundary + 1, plan.model.layers)} trained."
     )
-    lines = ["", boundary, plan.reason, plan.certainty.words, "", said.verdict, *said.notes]
-    words = Group(Text(said.title, style="bold"), *(Text(line) for line in lines))
-    console.print(Panel(words, padding=(1, 2)))
-    if artifacts.methods:
-        scores, costs = quality.quality_section(artifacts).tables
-        console.print(_terminal(scores, "Quality on the test split", shown=4, noted={1}))
-        console.print(_terminal(costs, "Cost", shown=7, noted={3, 4}))
-    console.print(Text.assemble("Report: ", (str(page), "bold")), soft_wrap=True)
-
-
-def _terminal(table: parts.Table, title: str, shown: int, noted: set[int]) -> Table:
-    """The first columns of one of the page's tables for the terminal, with the small print of some of them."""
-    drawn = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False, collapse_padding=True)
-    for heading, numeric in table.columns[:shown]:
-        drawn.add_column(heading, justify="right" if numeric else "left")
-    for row in table.body:
-        texts = [f"{cell.text} {cell.note}" if at in noted else cell.text for at, cell in enumerate(row[:shown])]
-        drawn.add_row(*(Text(text, style="dim" if row[0].mark == "baseline" else "") for text in texts))
-    return drawn
+    lines = [said.title, "", boundary, plan.reason, plan.certainty.words, "", said.verdict, *said.notes, ""]
+    for found in quality.quality_section(artifacts).tables[:2] if artifacts.methods else ():
+        rows = [[cell.text for cell in row] for row in found.body]
+        lines += [pd.DataFrame(rows, columns=list(found.headings)).iloc[:, :7].to_string(index=False), ""]
+    return "\n".join([*lines, f"Report: {page}"])

@@ -13,11 +13,18 @@ import pandas as pd
 from salf.methods import RACE
 from salf.rate_choice import Tried
 from salf.rate_choice import choose as choose_rate
-from stages.study.comparisons import Gap, above_fixed_depth, above_full, estimate
 from stages.study.description import FULL, HALF, Budget
 from stages.study.description import Case as Key
 from stages.study.measured import Case, Study
-from stages.study.resamples import Resamples, group_means, over_groups
+from stages.study.resamples import (
+    Gap,
+    Resamples,
+    above_fixed_depth,
+    above_full,
+    estimate,
+    group_means,
+    over_groups,
+)
 from stages.study.summary import (
     DefaultChoice,
     Json,

@@ -1,12 +1,16 @@
-"""A study's progress: its cases, the rows of its tables that still count, and the next fine-tunes."""
+"""A study's progress: its cases, the rows of its tables that still count, the next fine-tunes, and their rows."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from salf.files import code_hashes
-from stages.study import harvest
+import pandas as pd
+
+from salf.files import code_hashes, read_json
+from salf.ledger import Machine
+from salf.metrics import Metrics, RunMetrics
+from salf.records import FineTuneClock, FineTuneRecord
 from stages.study.agenda import FineTune, Known, agenda
 from stages.study.description import Case, Description, Settings
 from stages.study.settings import (
@@ -21,6 +25,8 @@ from stages.study.settings import (
     training_settings,
 )
 from stages.study.tables import Row, Tables, records
+
+TEXTS = "reports/texts.json"  # of a job: perplexities on texts
 
 
 class Setting(NamedTuple):
@@ -80,15 +86,17 @@ class Progress:
 
     def keep(self, one: FineTune, folder: Path, seconds: float) -> None:
         """Save what a job made in ``folder`` in that many seconds."""
-        row, said = harvest.result(folder, one, self.description.trained(one.method))
+        row, said = result(folder, one, self.description.trained(one.method))
         data_set, own = self.description.data_sets[one.case.data_set], self._own(one.case, one.method)
+        here = Machine.here()
         facts = {
             "group": data_set.group or one.case.data_set,
             "measure": data_set.measure,
             "settings": self.tables.keep_settings(self.settings[one.case].training),
             "method_settings": self.tables.keep_settings(own) if own else "",
             "code": self._code,
-            **harvest.where(),
+            "machine": ", ".join(here.accelerators) or here.cpu or here.system,  # no name, no path
+            "cores": here.cores,
             "layers": self.description.models[one.case.model].layers,
             "seconds_wall": seconds,
         }
@@ -121,3 +129,61 @@ def fine_tune_of(row: Row) -> FineTune:
     rates = tuple(map(float, row["rates"].split()))
     boundary = row["boundary"] if row["method"].startswith("freeze-") else 0
     return FineTune(Case(row["data_set"], row["model"]), row["seed"], row["method"], boundary, row["budget"], rates)
+
+
+def result(folder: Path, one: FineTune, trained: str) -> tuple[Row, pd.DataFrame]:
+    """Return the row and the predictions of a fine-tune that the job ran as the method ``trained``.
+
+    Under ``more`` are what becomes rows of other tables, by their names: the outcomes of its grid, the scores of every
+    entry of ``finetune.keep``, and perplexities on texts.
+    """
+    name = f"{trained}-seed{one.seed}"
+    metrics = Metrics.load(folder / "reports/metrics.json")
+    columns = ["run", "example_id", "label", "correct", "loss"]
+    said = pd.read_parquet(folder / "reports/predictions.parquet", columns=columns, filters=[("run", "==", name)])
+    run = FineTuneRecord.load(folder / f"data/models/{name}")
+    clock = FineTuneClock.load(folder / f"reports/runs/{name}.json")
+    row = {**one.case._asdict(), "budget": one.budget, "rates": " ".join(map(repr, one.rates))}
+    row |= _learned(run, metrics.runs[name], metrics.quality) | {"method": one.method}
+    row |= {"device": clock.machine.device, "dtype": clock.machine.dtype}
+    row["seconds"] = clock.seconds_training + clock.seconds_cache  # of the winning rate, with its frozen layers
+    more = {"rates": _outcomes(run, row) if len(one.rates) > 1 else [], "forgetting": _forgotten(folder, name)}
+    more["kept"] = [each.model_dump() for each in metrics.runs[name].kept]
+    return {**row, "more": more}, said.drop(columns="run")
+
+
+def _forgotten(folder: Path, name: str) -> list[Row]:
+    """The perplexity on every text, and the base's, of a fine-tune whose job measured that."""
+    found = read_json(folder / TEXTS)["models"] if (folder / TEXTS).exists() else {}
+    return [
+        {"text": text, "before": found["base"][text]["perplexity"], "after": one["perplexity"], "tokens": one["tokens"]}
+        for text, one in found.get(name, {}).items()
+    ]
+
+
+def _learned(run: FineTuneRecord, scored: RunMetrics, quality: str) -> Row:
+    same = ("seed", "boundary", "epochs", "learning_rate", "validation_examples", "flops")
+    scores = {name: score.value for name, score in scored.scores.items()}
+    return {
+        "method": run.label,
+        **{name: getattr(run, name) for name in (*same, "trained_parameters")},
+        "quality": scores[quality],
+        "macro_f1": scores.get("macro_f1"),
+        "loss": scores["loss"],
+        "validation_loss": run.validated.validation_loss,
+        "validation_accuracy": run.validated.validation_accuracy,
+        "test_examples": scored.n,
+        "data_sha256": run.data_sha256["train"],
+        "model_sha256": run.base_sha256,
+    }
+
+
+def _outcomes(run: FineTuneRecord, row: Row) -> list[Row]:
+    """The outcome of every rate at which training did not diverge; the winner's test results are those of evaluate."""
+    won = {"test_loss": row["loss"], "test_accuracy": row["quality"]}
+    won |= {name: row[name] for name in ("validation_loss", "validation_accuracy")}
+    return [
+        {**one.model_dump(), "learning_rate": one.rate, **(won if one.rate == run.learning_rate else {})}
+        for one in run.grid
+        if one.validation_loss is not None
+    ]

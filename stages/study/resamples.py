@@ -1,10 +1,13 @@
-"""Paired resamples of test examples and seeds, and the statistics computed from them.
+"""Paired resamples of test examples and seeds, and mean differences over datasets with their intervals.
 
 Examples and seeds are drawn with replacement, the same for all methods of a case, so that differences between methods
 are paired (Efron and Tibshirani 1993, chapter 10; both levels are resampled because another study would have other
 examples and other seeds). Cases with the same test examples draw them alike. A method that lacks seeds is compared
 over the seeds that both have, and where none of these was drawn, over all of them. Row 0 draws everything once: it is
 what was measured. So a difference and its resamples are one array [1+R].
+
+Two questions are answered apart. On *these* datasets only test examples and seeds are drawn; over datasets *like
+these* a group of datasets is the unit.
 """
 
 from collections.abc import Sequence
@@ -17,10 +20,14 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 
 from stages.study.description import FULL, Budget
-from stages.study.measured import DIGITS, Case, Floats
+from stages.study.measured import DIGITS, Case, Floats, Line
+from stages.study.summary import Estimate
 
 CONFIDENCE: Final = 0.95  # of all intervals; tests are at 5 %
 POWER: Final = 0.8
+_SAME_COST: Final = 1e-9  # shares of one boundary's cost differ by rounding alone
+
+Gap = tuple[str, Floats]  # of one case: its group, and the difference as measured and in every resample [1+R]
 
 
 class Resamples:
@@ -57,6 +64,9 @@ class Resamples:
         return np.array([self.over(method, FULL) for method in self.case.curve().values()]).T
 
 
+Measured = Sequence[tuple[Resamples, str]]  # cases with the method that was measured there
+
+
 def interval(values: Floats) -> Floats:
     """Return the ends of the percentile interval of resampled values [1+R, ...]."""
     return np.quantile(values[1:], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
@@ -70,7 +80,7 @@ def p_value(differences: Floats) -> float:
     return min(1.0, 2 * (min(below, above) + 1) / (resamples + 1))
 
 
-def over_other_groups(values: Sequence[tuple[str, Floats]]) -> dict[str, float] | None:
+def over_other_groups(values: Sequence[Gap]) -> dict[str, float] | None:
     """Return interval, p-value and standard error of the mean over groups like these; ``None``: there is one group.
 
     By Student's t over the groups' means, whose spread includes what examples and seeds contribute.
@@ -89,7 +99,7 @@ def detectable(error: float, freedom: float = np.inf, confidence: float = CONFID
     return float((student.ppf((1 + confidence) / 2, freedom) + student.ppf(POWER, freedom)) * error)
 
 
-def group_means(values: Sequence[tuple[str, Floats]]) -> dict[str, Floats]:
+def group_means(values: Sequence[Gap]) -> dict[str, Floats]:
     """Return by group the mean of arrays given with their groups."""
     groups: dict[str, list[Floats]] = {}
     for group, value in values:
@@ -97,9 +107,52 @@ def group_means(values: Sequence[tuple[str, Floats]]) -> dict[str, Floats]:
     return {group: np.mean(each, axis=0) for group, each in groups.items()}
 
 
-def over_groups(values: Sequence[tuple[str, Floats]]) -> Floats:
+def over_groups(values: Sequence[Gap]) -> Floats:
     """Return the mean over groups, so that datasets count alike."""
     return np.mean([*group_means(values).values()], axis=0)
+
+
+def estimate(gaps: Sequence[Gap]) -> Estimate:
+    """Return the mean difference over groups of datasets, with two kinds of inference."""
+    mean, groups = over_groups(gaps), len({group for group, _ in gaps})
+    found = {"mean_difference_points": float(mean[0]), "interval_examples": tuple(map(float, interval(mean)))}
+    found |= {"p": p_value(mean), "detectable_points": detectable(mean[1:].std())}
+    if other := over_other_groups([(group, gap[0]) for group, gap in gaps]):
+        found |= {"interval_datasets": (other["low"], other["high"]), "p_datasets": other["p"]}
+        found["detectable_points_datasets"] = detectable(other["error"], groups - 1)
+    return Estimate.model_validate(found)
+
+
+def above_full(measured: Measured) -> list[Gap]:
+    """Return each case's difference from full fine-tuning, over the seeds that both have."""
+    found = ((one.case.group, one.over(method, FULL)) for one, method in measured)
+    return [(group, gap) for group, gap in found if gap is not None]
+
+
+def above_fixed_depth(measured: Measured) -> list[Gap]:
+    """Return each case's difference from a fixed depth, which freezes one share of the layers on all cases of a model.
+
+    It costs as much on average. A model is left out where no boundary does above which a layer trains.
+    """
+    found: list[Gap] = []
+    for model in dict.fromkeys(one.case.model for one, _ in measured):
+        mine = [(one, method) for one, method in measured if one.case.model == model]
+        cost = np.mean([one.case.cost_share(method) for one, method in mine])
+        share = share_of_cost(float(cost), [(one.case.data_set, one.case.line) for one, _ in mine])
+        for one, method in mine if share is not None else ():
+            gap = one.over(method, FULL)
+            if gap is not None:
+                found.append((one.case.group, gap - one.over_full @ one.case.line.weights(np.array(share))))
+    return found
+
+
+def share_of_cost(cost: float, lines: Sequence[tuple[str, Line]]) -> float | None:
+    """Return the share of the layers whose freezing costs this much on average over groups; ``None``: none below 1."""
+    deepest = min(line.deepest for _, line in lines)
+    shares = np.unique([deepest, *(share for _, line in lines for share in line.shares if share < deepest)])
+    costs = over_groups([(group, np.interp(shares, line.shares, line.costs)) for group, line in lines])  # falling
+    within = costs[-1] - _SAME_COST <= cost <= costs[0] + _SAME_COST  # sums differ by their order
+    return float(np.interp(cost, costs[::-1], shares[::-1])) if within else None
 
 
 def _weights(drawn: NDArray[np.integer[Any]], labels: NDArray[np.integer[Any]] | None) -> Floats:

@@ -28,8 +28,7 @@ from salf.files import write_text
 from stages.common.params import PARAMS_FILE
 from stages.study.agenda import FineTune
 from stages.study.description import Case, Settings
-from stages.study.harvest import TEXTS
-from stages.study.progress import Progress
+from stages.study.progress import TEXTS, Progress
 from stages.study.settings import digest, parameters, plan_settings, training_values
 
 LOG: Final = "log"  # in a task's folder

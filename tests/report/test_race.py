@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 from salf.records import RaceRecord
-from stages.report.race import race_section
+from stages.report.quality import race_section
 from tests.fine_tune_records import fine_tune_record
 
 

@@ -14,12 +14,11 @@ import numpy as np
 import pandas as pd
 
 from salf.files import rounded
-from stages.study.comparisons import Gap, above_fixed_depth, above_full, estimate, share_of_cost
 from stages.study.description import FULL
 from stages.study.description import Case as Key
 from stages.study.measured import Case, Floats, Run
 from stages.study.reading import read_study
-from stages.study.resamples import CONFIDENCE, Resamples
+from stages.study.resamples import CONFIDENCE, Gap, Resamples, above_fixed_depth, above_full, estimate, share_of_cost
 from stages.study.summary import Json
 from stages.study.tables import Row, columns, read_table, records
 
