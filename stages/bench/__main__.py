@@ -11,11 +11,10 @@ from typing import Any, Final
 from pydantic_core import to_jsonable_python
 
 from salf.files import WORK_FOLDER, write_json
-from salf.settings import Device
 from stages.bench.rounds import CONTENDERS, Plan, measure
 from stages.bench.workloads import OWN, SHAPES
 from stages.common.command import exit_code
-from stages.common.params import Room
+from stages.common.params import load_params
 
 _QUICK: Final = Plan(
     models=("6x384",),
@@ -28,25 +27,19 @@ _QUICK: Final = Plan(
 )
 
 
-class BenchRoom(Room):
-    """The groups that the benchmark reads by itself; the stages that it measures take their own."""
-
-    device: Device
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Compare this project with what people use, and write the measurements."""
     args = _arguments(argv)
-    device = BenchRoom.load().device
     (room := args.out.parent / WORK_FOLDER).mkdir(parents=True, exist_ok=True)
     asked = {name: value for name, value in vars(args).items() if value and name not in ("quick", "out")}
     with TemporaryDirectory(dir=room) as name:
-        found = measure(replace(_QUICK if args.quick else Plan(), **asked), device, Path(name).absolute())
-    write_json(args.out, to_jsonable_python(found))
+        plan = replace(_QUICK if args.quick else Plan(), **asked)
+        found = to_jsonable_python(measure(plan, load_params().device, Path(name).absolute()))
+    write_json(args.out, found)
     for part in found["models"]:
         print(_line(part["workload"]))
         for speed in (*part["speeds"], *part["tracing"]):
-            print(f"  {_line(vars(speed))}")
+            print(f"  {_line(speed)}")
     print(f"benchmark: {args.out}")
 
 

@@ -84,9 +84,6 @@ class Spread:
         """Summarise the ratios of measurements of the same round."""
         return cls.of([above / below for above, below in zip(numerators, denominators, strict=True)])
 
-    def __str__(self) -> str:
-        return f"{self.median:.3g} ({self.low:.3g}–{self.high:.3g})"
-
 
 @dataclass(frozen=True)
 class Speed:
@@ -106,16 +103,6 @@ class Speed:
     peak_bytes: int | None
     times_as_fast_as: dict[str, Spread] = field(default_factory=dict)
     of_ideal: Spread | None = None
-
-
-@dataclass(frozen=True)
-class TracingSpeed:
-    """One way to trace, compared with a plain forward pass over the same examples."""
-
-    what: str
-    device: str
-    examples_per_second: Spread
-    of_plain_forward: Spread
 
 
 def measure(plan: Plan, device: Device, folder: Path) -> dict[str, Any]:
@@ -186,7 +173,7 @@ def _seconds(rounds: Sequence[Measured], epochs: int, what: str = "seconds") -> 
     return [lap[what][epochs - 1] for lap in rounds]
 
 
-def measure_tracing(task: Task, plan: Plan, logs: Path) -> list[TracingSpeed]:
+def measure_tracing(task: Task, plan: Plan, logs: Path) -> list[dict[str, Any]]:
     """Trace, and cache prompts, relative to a plain forward pass over the same whole examples."""
     kinds = {_PLAIN: Forward, "deviations": TraceMaker, "prompts' keys and values": PromptReader}
     with ExitStack() as stack:
@@ -197,12 +184,12 @@ def measure_tracing(task: Task, plan: Plan, logs: Path) -> list[TracingSpeed]:
         measured = in_turn(title, ways, {"examples": _FEWEST_TRACED}, plan.repeats)
     laps = {name: [lap["seconds"][0] for lap in rounds] for name, rounds in measured.items()}
     return [
-        TracingSpeed(
-            what=name,
-            device=rounds[0]["device"],
-            examples_per_second=Spread.of([examples / lap for lap in laps[name]]),
-            of_plain_forward=Spread.of_ratios(laps[_PLAIN], laps[name]),
-        )
+        {
+            "what": name,
+            "device": rounds[0]["device"],
+            "examples_per_second": Spread.of([examples / lap for lap in laps[name]]),
+            "of_plain_forward": Spread.of_ratios(laps[_PLAIN], laps[name]),
+        }
         for name, rounds in measured.items()
     ]
 
