@@ -7,15 +7,16 @@
 
 In a causal model the position that predicts the answer has seen the whole sentence, so its state is taken (ours).
 
-**Probes** (ours). Ridge classifiers in closed form, one fitted to the state at the position that predicts the answer,
-one to the mean of the prompt's states, judged by k folds. The strength is that of the least squared leave-one-out
-error, which for a linear smoother ŷ = S·y is (y − ŷ)/(1 − S_ii), exactly (Golub, Heath and Wahba 1979).
+**Probes** (ours). Ridge classifiers, one fitted to the state at the position that predicts the answer, one to the mean
+of the prompt's states, judged by k folds. The strength is that of the least squared leave-one-out error.
 """
 
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.dummy import DummyClassifier
+from sklearn.linear_model import RidgeClassifierCV
 from sklearn.model_selection import KFold
 
 from salf.errors import UserError
@@ -70,44 +71,10 @@ def held_out(states: States, classes: Classes, folds: int, seed: int) -> NDArray
     """Mask of the n examples [n, H] that a classifier fitted to the other folds classifies correctly, [n]."""
     correct, wide = np.zeros(len(classes), dtype=bool), states.astype(np.float64)
     for fitted, held in KFold(folds, shuffle=True, random_state=seed).split(wide):
-        correct[held] = _predicted(wide[fitted], classes[fitted], wide[held]) == classes[held]
+        own = wide[fitted]
+        unit = np.square(own - own.mean(axis=0)).sum(axis=1).mean()
+        # Of one class, or one state for all, only the commonest class is known.
+        known = unit > 0 and len(np.unique(classes[fitted])) > 1
+        classifier = RidgeClassifierCV(_STRENGTHS * unit) if known else DummyClassifier(strategy="most_frequent")
+        correct[held] = classifier.fit(own, classes[fitted]).predict(wide[held]) == classes[held]
     return correct
-
-
-def _predicted(states: Matrix, classes: Classes, held: Matrix) -> Classes:
-    """Classes of ``held`` [m, H] by a classifier fitted to ``states`` [n, H] and their classes [n]; [m]."""
-    found = np.unique(classes)
-    middle = states.mean(axis=0)
-    centred = states - middle
-    unit = np.square(centred).sum(axis=1).mean()
-    if len(found) == 1 or unit == 0:  # one class, or one state: only the commonest class is known
-        return np.full(len(held), found[np.argmax([(classes == each).sum() for each in found])])
-    targets = np.where(classes[:, None] == found, 1.0, -1.0)  # [n, C]
-    dual = _best_fit(centred, targets - targets.mean(axis=0), _STRENGTHS * unit)
-    return found[((held - middle) @ (centred.T @ dual) + targets.mean(axis=0)).argmax(axis=1)]
-
-
-def _best_fit(centred: Matrix, targets: Matrix, strengths: Matrix) -> Matrix:
-    """Dual weights c [n, C] of the strength α of the least leave-one-out error: the weights are Xᵀc.
-
-    With X Xᵀ = Q Λ Qᵀ: c = Q (Λ + α)⁻¹ Qᵀy as far as Xᵀ sees it, and S = Q Λ(Λ + α)⁻¹ Qᵀ + 11ᵀ/n for the mean.
-    """
-    values, vectors = _decomposed(centred)
-    projected, squares = vectors.T @ targets, np.square(vectors)  # [r, C], [n, r]
-    fits: list[tuple[float, Matrix]] = []
-    for strength in strengths:
-        shrunk = 1 / (values + strength)
-        fitted = vectors @ ((values * shrunk)[:, None] * projected)
-        leverage = squares @ (values * shrunk) + 1 / len(targets)
-        error = np.square((targets - fitted) / (1 - leverage)[:, None]).mean()
-        fits.append((float(error), vectors @ (shrunk[:, None] * projected)))
-    return min(fits, key=lambda fit: fit[0])[1]
-
-
-def _decomposed(centred: Matrix) -> tuple[Matrix, Matrix]:
-    """Eigenvalues [r] and eigenvectors [n, r] of X Xᵀ."""
-    if len(centred) <= centred.shape[1]:
-        values, vectors = np.linalg.eigh(centred @ centred.T)
-        return np.maximum(values, 0), vectors
-    vectors, singular, _ = np.linalg.svd(centred, full_matrices=False)
-    return np.square(singular), vectors
