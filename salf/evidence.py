@@ -36,8 +36,7 @@ class Record(BaseModel):
 class FittedLaw(Record):
     """A law, or a description without a law, fitted to the spaces 1..L of one quantity.
 
-    ``holdout_rmse`` is the error on last layers that the fit did not see, ``holdout_excess_se`` the standard error of
-    what that is above the better baseline's (null for a baseline). Curves [L] are null before ``first_space``.
+    ``holdout_rmse`` is the error on last layers that the fit did not see. Curves [L] are null before ``first_space``.
     ``faults`` say why a law does not fit.
     """
 
@@ -51,7 +50,6 @@ class FittedLaw(Record):
     rmse: float | None
     aicc: float | None
     holdout_rmse: float | None
-    holdout_excess_se: float | None
     fits: bool
     curve: Numbers
     curve_low: Numbers

@@ -56,10 +56,6 @@ class Law:
         """Natural parameters [..., d] of θ [..., d]."""
         return np.where(self.logarithmic, np.exp(np.clip(theta, -_LARGEST_LOG, _LARGEST_LOG)), theta)
 
-    def internal(self, natural: Array) -> Array:
-        """θ [..., d] of natural parameters [..., d]; those held as logarithms have to be positive."""
-        return np.where(self.logarithmic, np.log(np.where(self.logarithmic, natural, 1.0)), natural)
-
     def curve(self, theta: Array, x: Array) -> Array:
         """ŷ [P, n] at x [n] or [n, variables] for θ [P, d]."""
         return np.asarray(np.exp(np.minimum(self.log_curve(theta, x)[0], _LARGEST_LOG)))

@@ -1,19 +1,17 @@
 """Joint laws of a factor X and the number of examples D, by method: which method is better, and from which D on.
 
-**The law.** Zhang et al. (arXiv 2402.17193) fit the loss of each method over D and over a factor X: model size,
-pre-training tokens or adapter size; ours are the trained layers, too. It is multiplicative (eq. 1,
-:data:`salf.laws.JOINT`) or additive (:data:`salf.laws.ADDITIVE`): the form with the lower errors at runs left out is
-taken. As in the paper, E and the term of D are fitted for one factor of a method, and held while A and α of a further
-one are fitted. Residuals are logarithms (the paper's are not).
+**The law.** Zhang et al. (arXiv 2402.17193) fit each method's loss over D and X: model size, pre-training tokens or
+adapter size; ours are the trained layers, too. It is multiplicative (eq. 1, :data:`salf.laws.JOINT`) or additive
+(:data:`salf.laws.ADDITIVE`): the form with the lower errors at runs left out is taken. As in the paper, E and the term
+of D are fitted for one factor of a method, and held for a further one. Residuals are logarithms (the paper's are not).
 
-**Left out**, and predicted from the other runs, are each level of X in turn, and the largest D. Without a law they are
-read off straight lines between the other runs of the same D (or X), beyond these as at the nearest. A law *holds* if
-the optimiser converged, both exponents are positive, and it predicts both no worse than the lines do. True laws can
-fail by the noise of few trainings.
+**Left out**, and predicted from the other runs, are each level of X in turn, and the largest D; without a law by
+straight lines between the other runs, beyond these as at the nearest. A law *holds* if the optimiser converged, both
+exponents are positive, and it predicts both no worse than the lines do. Noise of few trainings can fail a true law.
 
 **Resamples** take a residual of the law for every run (Efron & Tibshirani 1993, §9.4), widened by √(P/(P−d)) for the d
-parameters that P runs decide; where the losses of single examples are known also a draw of these, the same for all
-runs. Then they refit the law. Intervals of losses are those of one more fine-tune, which gets a residual, too.
+parameters that P runs decide, and where they are known a draw of the examples' losses, the same for all runs; then they
+refit the law. Intervals of losses are those of one more fine-tune, which gets a residual, too.
 
 **Critical size** (the paper's D^c): the number of examples from which on one method's loss is below another's, found by
 bisection. With equal E and multiplicative laws it is (A₁·X^−α₁ / A₂·X^−α₂)^(1/(β₁−β₂)).
@@ -21,13 +19,13 @@ bisection. With equal E and multiplicative laws it is (A₁·X^−α₁ / A₂·
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 import numpy as np
 
 from salf.evidence import CriticalSize, Forecast, LeftOut, MethodLaw
 from salf.files import significant
-from salf.fitting.bootstrap import interval
+from salf.fitting.bootstrap import interval, resampled_means
 from salf.fitting.engine import Fit, fit_law
 from salf.fitting.quasi_newton import Mask
 from salf.laws import ADDITIVE, JOINT, Array, Law
@@ -46,7 +44,17 @@ class Runs(NamedTuple):
     factor: str  # what X is
     variables: Array  # X and D of each, [P, 2]
     losses: Array  # [P]
-    samples: Array  # the losses over B draws of the validation examples, [B, P]; or B times the same
+    samples: Array  # the losses over B draws of the validation examples, [B, P]
+
+    @classmethod
+    def of(cls, factor: str, variables: Array, losses: Array, resamples: int, seed: int) -> Self:
+        """Means of n trainings with the same X and D [n, 2]; ``losses``: of V validation examples, or one mean, [V, n].
+
+        The same seed draws the same examples.
+        """
+        points, place = np.unique(variables, axis=0, return_inverse=True)
+        means = np.stack([losses[:, place == point].mean(axis=1) for point in range(len(points))], axis=1)  # [V, P]
+        return cls(factor, points, means.mean(axis=0), resampled_means(means, resamples, seed))
 
 
 class JointLaw(NamedTuple):
@@ -139,15 +147,12 @@ def _critical_size(
     below, above = sorted(pair, key=lambda name: laws[name].at(level, sizes.min(keepdims=True))[0, 0])
     found = overtaken(laws[below], laws[above], level, sizes.min(), REACH * sizes.max())
     tail = (1 - confidence) / 2
-    low, high = np.quantile(found[1:], [tail, 1 - tail], method="inverted_cdf")
+    ends = found[0], *np.quantile(found[1:], [tail, 1 - tail], method="inverted_cdf")
+    size, low, high = (significant(float(end), _DIGITS) if 0 < end < np.inf else None for end in ends)
     warnings = [f"the law of {name} does not hold" for name in pair if not laws[name].record.holds]
-    if TRUSTED * sizes.max() < found[0] < np.inf:
+    if size and size > TRUSTED * sizes.max():
         warnings.append(f"more than {TRUSTED} times the {sizes.max():g} examples of the largest run")
-    known = {
-        name: significant(float(size), _DIGITS) if 0 < size < np.inf else None
-        for name, size in (("examples", found[0]), ("low", low), ("high", high))
-    }
-    return CriticalSize(level=level, below=below, above=above, **known, warnings=warnings)
+    return CriticalSize(level=level, below=below, above=above, examples=size, low=low, high=high, warnings=warnings)
 
 
 def overtaken(first: JointLaw, second: JointLaw, level: float, smallest: float, largest: float) -> Array:

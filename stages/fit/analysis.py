@@ -16,7 +16,7 @@ from salf.gains import Falling, by_law, falling, local, marginal, named, observe
 from salf.laws import Array
 from salf.selectors import GainName, Quantity
 from stages.common.params import Fit
-from stages.fit.compare import SMOOTH, Assessment, assess, choose, faults, holdout_excess, verdict
+from stages.fit.compare import SMOOTH, Assessment, assess, choose, faults, verdict
 from stages.fit.forms import BASELINES, LAWS, POWER_FORM, WARM_STARTS, power_from
 
 DIGITS: Final = 8
@@ -70,7 +70,6 @@ def _law(one: Assessment, again: Array, rivals: list[Assessment], confidence: fl
     form, first = one.form, one.first_space
     low, high = map(_numbers, interval(form.natural(again), confidence))
     curve_low, curve_high = interval(form.curve(again, np.arange(1, len(one.curve) + 1, dtype=float)), confidence)
-    excess = None if one.is_baseline else holdout_excess(one, rivals)
     wrong = [] if one.is_baseline else faults(one, rivals)
     return FittedLaw(
         name=form.name,
@@ -83,7 +82,6 @@ def _law(one: Assessment, again: Array, rivals: list[Assessment], confidence: fl
         rmse=_number(one.rmse),
         aicc=_number(one.aicc),
         holdout_rmse=None if one.holdout is None else _number(one.holdout[0]),
-        holdout_excess_se=_number(excess[1]) if excess else None,
         fits=not one.is_baseline and not wrong,
         faults=wrong,
         curve=_from(first, one.curve),

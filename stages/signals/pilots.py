@@ -1,7 +1,6 @@
 """Pilots: small fine-tunes by a few methods at a few boundaries, and the laws of their losses."""
 
 import shutil
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -57,11 +56,6 @@ class Pilot(PilotRun):
     losses: tuple[float, ...]  # of every validation example at the end, nats per answer token
     recomputed: bool  # the frozen layers ran for every batch, since their states could not be cached
 
-    @property
-    def arm(self) -> Arm:
-        """How it was fine-tuned."""
-        return Arm(self.method, self.boundary, self.rank)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Bench(Workbench):
@@ -87,16 +81,16 @@ class Bench(Workbench):
         return list(dict.fromkeys([*grid, *(Arm("lora", self.boundaries[-1], rank) for rank in self.params.ranks)]))
 
     @property
-    def sampled(self) -> list[tuple[int, int]]:
-        """Number of examples and draw of an arm's pilots, the largest of the first draw first."""
-        return [(size, draw) for draw in range(self.params.draws) for size in self.sizes]
+    def samples(self) -> list[range]:
+        """The places of an arm's examples in the training split of ``splits``, most of the first draw first."""
+        starts = [draw * self.sizes[0] for draw in range(self.params.draws)]
+        return [range(start, start + size) for start in starts for size in self.sizes]
 
     def settings_of(self, arm: Arm) -> Finetune:
         """The settings of an arm's pilots; the products of adapters count alike at every rank."""
-        if arm.rank is None:
-            return self.settings
-        alpha = self.settings.lora_alpha * arm.rank / self.settings.lora_rank
-        return self.settings.model_copy(update={"lora_rank": arm.rank, "lora_alpha": alpha})
+        rank = arm.rank or self.settings.lora_rank
+        alpha = self.settings.lora_alpha * rank / self.settings.lora_rank
+        return self.settings.model_copy(update={"lora_rank": rank, "lora_alpha": alpha})
 
     def costs_of(self, arm: Arm, *, recomputed: bool = False) -> Costs:
         """Counts the FLOPs of training an arm."""
@@ -106,10 +100,6 @@ class Bench(Workbench):
     def rates(self, arm: Arm) -> list[float]:
         """The learning rates to try, ascending."""
         return self.settings.rates(arm.how.name, arm.boundary)
-
-    def drawn(self, size: int, draw: int) -> range:
-        """The places of a pilot's examples in the training split of ``splits``."""
-        return range(draw * self.sizes[0], draw * self.sizes[0] + size)
 
 
 def run(base: Path, prepared: Path, out: Path, device: Device, params: PilotParams, finetune: Schedule) -> None:
@@ -122,7 +112,7 @@ def run(base: Path, prepared: Path, out: Path, device: Device, params: PilotPara
     )
     pilots = measure(bench)
     untrained = np.array([_once(bench.unfinished / "untrained.json", lambda: _untrained(bench))]).T  # [V, 1]
-    before = np.append(untrained.mean(), _resampled(bench, untrained))
+    before = np.append(untrained.mean(), resampled_means(untrained, params.bootstrap, params.seed))
     laws, size = _laws(bench, [pilot for pilot in pilots if pilot.kept]), len(bench.everything)
     law, settings = laws[params.methods[0]], (params.confidence, params.seed)
     found = Pilots(
@@ -200,39 +190,40 @@ def measure(bench: Bench) -> list[Pilot]:
     The learning rate of the lowest validation loss there (ties go to the smaller) is kept and serves the other pilots.
     """
     tried = list[Pilot]()
-    largest, *others = bench.sampled
+    largest, *others = bench.samples
     for _, arms in groupby(bench.arms, lambda arm: arm.boundary):
         opened: dict[str, Opened] = {}  # the frozen layers' states of both splits, for all pilots of the boundary
         for arm in arms:
-            pilots = [_pilot(bench, arm, opened, *largest, rate) for rate in bench.rates(arm)]
+            pilots = [_pilot(bench, arm, opened, largest, rate) for rate in bench.rates(arm)]
             rate = min(pilots, key=lambda pilot: pilot.validation_loss).learning_rate
-            pilots += [_pilot(bench, arm, opened, *sampled, rate) for sampled in others]
+            pilots += [_pilot(bench, arm, opened, places, rate) for places in others]
             tried += [pilot.model_copy(update={"kept": pilot.learning_rate == rate}) for pilot in pilots]
     return tried
 
 
-def _pilot(bench: Bench, arm: Arm, opened: dict[str, Opened], size: int, draw: int, rate: float) -> Pilot:
-    """Fine-tune on ``size`` examples of a draw, or take what an interrupted run has done."""
+def _pilot(bench: Bench, arm: Arm, opened: dict[str, Opened], places: range, rate: float) -> Pilot:
+    """Fine-tune on the examples at these places, or take what an interrupted run has done."""
 
     def done() -> dict[str, Any]:
         if arm.boundary and not opened:
             opened.update(bench.open_states(bench.open(arm.boundary), arm.boundary, bench.splits))
-        return _train(bench, arm, opened, size, draw, rate).model_dump()
+        return _train(bench, arm, opened, places, rate).model_dump()
 
-    name = "-".join(map(str, (*arm, size, draw, f"{rate:g}")))
+    name = "-".join(map(str, (*arm, places.start, len(places), f"{rate:g}")))
     return Pilot.model_validate(_once(bench.unfinished / f"{name}.json", done))
 
 
-def _train(bench: Bench, arm: Arm, opened: Mapping[str, Opened], size: int, draw: int, rate: float) -> Pilot:
-    model, settings, seed = bench.open(arm.boundary), bench.settings_of(arm), bench.params.seed + draw
+def _train(bench: Bench, arm: Arm, opened: Mapping[str, Opened], places: range, rate: float) -> Pilot:
+    model, settings, draw = bench.open(arm.boundary), bench.settings_of(arm), places.start // bench.sizes[0]
+    seed = bench.params.seed + draw
     recomputed = bool(opened) and opened["training"].origin == "off"
     costs = bench.costs_of(arm, recomputed=recomputed)
     splits = begin_at(opened, bench.splits, model)
     job = Job(
-        name=f"pilot: {arm.how.name}, {size} examples, rate {rate:g}",
+        name=f"pilot: {arm.how.name}, {len(places)} examples, rate {rate:g}",
         trainable=Trainable.of(model, arm.how, costs.scope, settings, seed, steps=0),
         runtime=bench.runtime,
-        training=splits["training"].subset(bench.drawn(size, draw)),
+        training=splits["training"].subset(places),
         validation=splits["validation"],
         rule=None,  # losses only: no label is looked for
         costs=costs,
@@ -243,7 +234,7 @@ def _train(bench: Bench, arm: Arm, opened: Mapping[str, Opened], size: int, draw
     done = train(job)
     return Pilot(
         **arm._asdict(),
-        examples=size,
+        examples=len(places),
         draw=draw,
         learning_rate=rate,
         losses=done.validation_losses,
@@ -270,13 +261,13 @@ def _once(file: Path, make: Callable[[], Any]) -> Any:
 def planned(bench: Bench) -> PilotFlops:
     """The predicted cost of the pilots, if every boundary's states can be cached."""
     unknown: dict[str, Any] = {"validation_loss": 0.0, "losses": (), "recomputed": False}
-    largest, drawn = bench.sampled[0], bench.splits["training"]
+    largest, drawn = bench.samples[0], bench.splits["training"]
     pilots = [
-        Pilot(**arm._asdict(), examples=size, draw=draw, learning_rate=rate, flops=flops, **unknown)
+        Pilot(**arm._asdict(), examples=len(places), learning_rate=rate, flops=flops, **unknown)
         for arm in bench.arms
-        for size, draw in bench.sampled
-        for flops in [_steps_flops(bench, arm, drawn.subset(bench.drawn(size, draw)), bench.settings.epochs)]
-        for rate in bench.rates(arm)[: None if (size, draw) == largest else 1]
+        for places in bench.samples
+        for flops in [_steps_flops(bench, arm, drawn.subset(places), bench.settings.epochs)]
+        for rate in bench.rates(arm)[: None if places == largest else 1]
     ]
     return counted(bench, pilots)
 
@@ -287,7 +278,8 @@ def counted(bench: Bench, pilots: Sequence[Pilot]) -> PilotFlops:
     Each boundary's frozen passes count from the embeddings up.
     """
     full = Arm("weights", 0, None)
-    each = [bench.costs_of(pilot.arm, recomputed=pilot.recomputed) for pilot in pilots]
+    arms = [Arm(pilot.method, pilot.boundary, pilot.rank) for pilot in pilots]
+    each = [bench.costs_of(arm, recomputed=pilot.recomputed) for arm, pilot in zip(arms, pilots, strict=True)]
     at_boundary = {costs.scope.boundary: costs for costs in each}
     frozen = sum(costs.frozen(split) for costs in at_boundary.values() for split in bench.splits.values())
     training = sum(pilot.flops for pilot in pilots)
@@ -309,31 +301,22 @@ def _laws(bench: Bench, pilots: Sequence[Pilot]) -> dict[str, JointLaw]:
     settings, layers, laws = bench.params, _layers(bench.shape), dict[str, JointLaw]()
     for name in settings.methods:
         own = [pilot for pilot in pilots if pilot.method == name and pilot.rank in (None, bench.settings.lora_rank)]
-        runs = _runs(bench, "trained layers", {pilot: layers[pilot.boundary] for pilot in own})
+        runs = _runs(bench, "trained layers", [layers[pilot.boundary] for pilot in own], own)
         laws[name] = joint_law(runs, settings.confidence, settings.seed)
     if settings.ranks:
         own = [pilot for pilot in pilots if pilot.boundary == bench.boundaries[-1] and pilot.rank in settings.ranks]
-        runs, law = _runs(bench, "rank", {pilot: float(pilot.rank or 0) for pilot in own}), laws["lora"]
+        runs, law = _runs(bench, "rank", [pilot.rank or 0 for pilot in own], own), laws["lora"]
         laws["lora by rank"] = joint_law(runs, settings.confidence, settings.seed, [law.law], shared(law))
     return laws
 
 
-def _runs(bench: Bench, factor: str, levels: Mapping[Pilot, float]) -> Runs:
-    """The means over draws of pilots at levels of a factor."""
-    draws = defaultdict[tuple[float, int], list[tuple[float, ...]]](list)
-    for pilot, level in levels.items():
-        draws[level, pilot.examples].append(pilot.losses)
-    losses = np.array([np.mean(each, axis=0) for each in draws.values()]).T  # [V, P]
-    return Runs(factor, np.array([*draws], dtype=float), losses.mean(axis=0), _resampled(bench, losses))
-
-
-def _resampled(bench: Bench, losses: Array) -> Array:
-    """Means [B, n] over draws of the validation examples of losses [V, n]; the same draws for all losses."""
-    return resampled_means(losses, bench.params.bootstrap, bench.params.seed)
+def _runs(bench: Bench, factor: str, levels: Sequence[float], pilots: Sequence[Pilot]) -> Runs:
+    variables = np.column_stack([levels, [float(pilot.examples) for pilot in pilots]])
+    losses = np.array([pilot.losses for pilot in pilots]).T  # [V, n]
+    return Runs.of(factor, variables, losses, bench.params.bootstrap, bench.params.seed)
 
 
 def _layers(shape: ModelShape) -> Array:
     """X of the boundaries 0..L, [L+1]: trained layers; at L, where the final norm trains alone, its share of one."""
-    layers = np.arange(shape.layers, -1, -1.0)
-    layers[-1] = max(shape.norm_parameters, 1) / shape.layer_parameters
-    return layers
+    norm = max(shape.norm_parameters, 1) / shape.layer_parameters
+    return np.maximum(np.arange(shape.layers, -1, -1.0), norm)

@@ -50,7 +50,6 @@ LAW = {
     "rmse": 0.1,
     "aicc": None,
     "holdout_rmse": 0.1,
-    "holdout_excess_se": None,
     "curve_low": [],
     "curve_high": [],
 }

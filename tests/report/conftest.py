@@ -295,7 +295,6 @@ def _one_law(name: str, curve: np.ndarray, rank: int) -> FittedLaw:
         rmse=0.0123 + rank / 100,
         aicc=None if rank == 3 else -120.5 + 10 * rank,
         holdout_rmse=0.02 + rank / 100,
-        holdout_excess_se=None,
         curve=shown,
         curve_low=[None if v is None else v - 0.01 for v in shown],
         curve_high=[None if v is None else v + 0.01 for v in shown],

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from scipy.optimize._numdiff import approx_derivative
 
 from salf import laws
+from tests.salf.fitting.natural import internal
 
 DEPTH = np.arange(1.0, 31.0)
 PLANE = np.stack([np.geomspace(1e8, 1e10, 12), np.geomspace(3e11, 1e9, 12)], axis=1)
@@ -36,14 +37,14 @@ each_law = pytest.mark.parametrize(("law", "natural", "x", "closed_form"), CASES
 
 @each_law
 def test_curve_is_the_closed_form(law, natural, x, closed_form):
-    theta = law.internal(np.array([natural]))
+    theta = internal(law, np.array([natural]))
     np.testing.assert_allclose(law.curve(theta, x)[0], closed_form(x), rtol=1e-12)
     np.testing.assert_allclose(law.natural(theta)[0], natural, rtol=1e-12)
 
 
 @each_law
 def test_gradient_is_that_of_finite_differences(law, natural, x, closed_form):
-    theta = law.internal(np.array([natural]))[0]
+    theta = internal(law, np.array([natural]))[0]
     numeric = approx_derivative(lambda t: law.log_curve(t[None], x)[0][0], theta, method="3-point")
     np.testing.assert_allclose(
         law.log_curve(theta[None], x)[1][0], np.reshape(numeric, (len(x), -1)), rtol=1e-6, atol=1e-7
@@ -55,7 +56,7 @@ def test_gradient_is_that_of_finite_differences(law, natural, x, closed_form):
 @given(x_unit=st.floats(0.01, 100), y_unit=st.floats(0.001, 1000))
 def test_a_law_in_other_units_is_the_same_curve(law, natural, x, closed_form, x_unit, y_unit):
     """The parameters of x/u and y/v, taken to units of one, give v times the curve at x."""
-    theta = law.internal(np.array([natural]))
+    theta = internal(law, np.array([natural]))
     logs = np.full(x.ndim, np.log(x_unit))
     there = law.from_units(theta, logs, np.log(y_unit))
     np.testing.assert_allclose(law.curve(there, x * x_unit), y_unit * law.curve(theta, x), rtol=1e-9)

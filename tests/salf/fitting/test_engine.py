@@ -9,6 +9,7 @@ from scipy.special import huber as scipy_huber
 from salf import laws
 from salf.fitting.engine import HUBER_DELTA, fit_law, huber
 from salf.fitting.quasi_newton import minimise
+from tests.salf.fitting.natural import internal
 
 DEPTH = np.arange(1.0, 31.0)
 KNOWN = [
@@ -69,7 +70,7 @@ def test_huber_is_scipys_over_delta_and_its_slope_is_its_derivative():
 
 @each_law
 def test_recovers_a_law_from_its_own_curve_and_from_noise(law, natural, within):
-    curve = law.curve(law.internal(np.array([natural])), DEPTH)
+    curve = law.curve(internal(law, np.array([natural])), DEPTH)
     exact = fit_law(law, DEPTH, curve)
     assert exact.converged.all()
     np.testing.assert_allclose(law.natural(exact.theta)[0], natural, rtol=1e-3)
@@ -82,7 +83,7 @@ def test_recovers_a_law_from_its_own_curve_and_from_noise(law, natural, within):
 def test_no_start_of_scipys_finds_a_better_end(law):
     """The same objective written anew and given to scipy, from the truth and around it."""
     generator = np.random.default_rng(5)
-    truth = law.internal(np.array([[0.4, 1.0, 0.5]]))
+    truth = internal(law, np.array([[0.4, 1.0, 0.5]]))
     y = law.curve(truth, DEPTH) * np.exp(generator.normal(scale=0.02, size=(1, 30)))
 
     def loss(theta):
@@ -139,6 +140,6 @@ def test_reproduces_the_published_chinchilla_fit(shared):
     assert abs(beta - 0.3658) < 0.003
     assert a == pytest.approx(482.01, rel=0.05)
     assert b == pytest.approx(2085.43, rel=0.05)
-    published = laws.ADDITIVE.internal(np.array([[1.8172, 482.01, 2085.43, 0.3478, 0.3658]]))
+    published = internal(laws.ADDITIVE, np.array([[1.8172, 482.01, 2085.43, 0.3478, 0.3658]]))
     residuals = np.log(laws.ADDITIVE.curve(published, x) / loss)
     assert fit.loss[0] <= huber(residuals)[0].sum()

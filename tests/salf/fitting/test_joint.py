@@ -6,6 +6,7 @@ from scipy.optimize import brentq, minimize
 
 from salf.fitting.joint import JointLaw, Runs, critical_sizes, forecasts, joint_law, overtaken, shared
 from salf.laws import JOINT
+from tests.salf.fitting.natural import internal
 
 LEVELS, SIZES = (8.0, 15.0, 22.0, 30.0), (64.0, 128.0, 256.0, 512.0)
 TRUTH = {"E": 0.35, "A": 6.0, "alpha": 0.22, "beta": 0.35}
@@ -35,7 +36,7 @@ def given():
     planted = fitted()
 
     def make(**natural):
-        theta = JOINT.internal(np.array([list({**TRUTH, **natural}.values())] * 21))
+        theta = internal(JOINT, np.array([list({**TRUTH, **natural}.values())] * 21))
         return planted._replace(law=JOINT, theta=theta)
 
     return make
@@ -75,7 +76,7 @@ def test_no_start_of_scipys_finds_a_better_end():
         residuals = np.abs(np.log(JOINT.curve(theta[None], GRID)[0] / made.losses))
         return np.where(residuals < 1e-3, residuals**2 / 2e-3, residuals - 5e-4).sum()
 
-    rng, start = np.random.default_rng(0), JOINT.internal(np.array([list(TRUTH.values())]))[0]
+    rng, start = np.random.default_rng(0), internal(JOINT, np.array([list(TRUTH.values())]))[0]
     options = {"maxiter": 4000, "maxfev": 4000}
     tries = [
         minimize(loss, start + rng.normal(scale=0.1, size=4), method="Nelder-Mead", options=options).fun
