@@ -45,10 +45,7 @@ class FreezePlanCallback(TrainerCallback):  # type: ignore[misc]  # transformers
         held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         frozen = sum(not parameter.requires_grad for parameter in held)
         if frozen:
-            raise UserError(
-                f"the optimizer holds {frozen} parameters that the freeze plan freezes: apply the plan to the model "
-                "first and create the optimizer from the result of plan.apply(model), or let the Trainer create it"
-            )
+            raise UserError(f"the optimizer holds {frozen} parameters that the plan freezes: give it plan.apply(model)")
 
     def on_save(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
         """Write the plan into the new checkpoint."""

@@ -83,8 +83,6 @@ def trained_names(names: Iterable[str], family: Family, boundary: int, *, tied_h
             return True
         if name.startswith(f"{family.head}."):
             return boundary == 0 or not tied_head
-        raise UserError(
-            f"parameter {name} belongs neither to the embeddings nor to a layer, the final norm or the head"
-        )
+        raise UserError(f"parameter {name} belongs neither to the embeddings nor to a layer, the final norm or head")
 
     return [name for name in names if trains(name)]

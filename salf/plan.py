@@ -81,10 +81,7 @@ class FreezePlan(parts.Record):
         raw = read_json(file)
         version = raw.get("schema_version") if isinstance(raw, dict) else None
         if version != SCHEMA_VERSION:
-            raise UserError(
-                f"{file}: freeze plan of version {version!r}, this program reads version {SCHEMA_VERSION}; "
-                "make it again: dvc repro plan"
-            )
+            raise UserError(f"{file}: freeze plan of version {version!r}, not {SCHEMA_VERSION}; run: dvc repro plan")
         try:
             return cls.model_validate_json(json.dumps(raw))
         except ValidationError as error:

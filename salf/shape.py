@@ -119,9 +119,7 @@ class LayerSizes:
         """Read a family's layer."""
         build = config.build
         if not build.attention:
-            raise UserError(
-                f"config.json: model type {config.kind!r}: the cost of a recurrence is not modelled, only attention's"
-            )
+            raise UserError(f"config.json: model type {config.kind!r}: the cost of a recurrence is not modelled")
         feed_forward, intermediate = _feed_forward(config)
         if config.parallel:
             *into, down = feed_forward
@@ -282,10 +280,7 @@ def _feed_forward(config: Config) -> tuple[list[LinearMap], int]:
 
 def _experts(config: Config, width: int) -> tuple[list[LinearMap], int]:
     if config.raw.get("mlp_only_layers") or config.number("decoder_sparse_step", default=1) != 1:
-        raise UserError(
-            "config.json: mlp_only_layers or decoder_sparse_step: not every layer is a mixture of experts; "
-            "the cost model counts layers that are all alike"
-        )
+        raise UserError("config.json: mlp_only_layers, decoder_sparse_step: only layers that are all alike are counted")
     hidden, used = config.hidden, config.number("num_experts_per_tok")
     copies = config.number("num_local_experts", "num_experts")
     maps = [

@@ -269,10 +269,7 @@ class AnswerSideModel(nn.Module):
         kept = torch.ones_like(input_ids).bool() if attention_mask is None else attention_mask.bool()
         rest = kept.sum(1) - self._split_points(input_ids, kept, None, split)  # trained tokens of each prompt, [B]
         if not kept[:, -1].all() or (rest != rest[0]).any():
-            raise UserError(
-                "prompts of a batch are padded on the left and have equally many tokens after the split point; "
-                "generate for others one by one"
-            )
+            raise UserError("a batch's prompts have equally many tokens after the split point; generate others alone")
         cache, width = DynamicCache(), input_ids.shape[1] - int(rest[0])
         self._read(input_ids[:, :width], kept[:, :width].long(), cache, logits_to_keep=1)
         asked = {**(options.get("generation_config") or self.generation_config).to_dict(), **options}
@@ -301,10 +298,7 @@ class AnswerSideModel(nn.Module):
             split = [self.record.split_of(row[mine].tolist()) for row, mine in zip(ids, prompt, strict=True)]
         points = torch.as_tensor(split, device=ids.device)
         if wrong := int(((points < 1) | (points >= kept.sum(1))).sum()):
-            raise UserError(
-                f"{wrong} of {len(points)} rows have no prompt part, or nothing after it, or the model's record does "
-                "not tell where it ends; say split=, the number of tokens that the base model reads"
-            )
+            raise UserError(f"{wrong} of {len(points)} rows have no prompt part that the record tells; say split=")
         return points
 
 

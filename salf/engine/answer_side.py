@@ -149,10 +149,7 @@ def prompt_cache(
     split, labels, prompts = _split(dataset, network.get_input_embeddings().weight.shape[0], extra)
     record = describe(model, boundary, prompts)
     if vars(network).get(_BASE, record.base.sha256) != record.base.sha256:
-        raise UserError(
-            "the model was trained since its first prompt cache, so it is no longer the base that reads prompts: "
-            "compute all caches first, or save it and use salf.AnswerSideModel, which has score"
-        )
+        raise UserError("the model was trained since its first prompt cache: compute all caches before that")
     plan = plan_or_boundary if isinstance(plan_or_boundary, FreezePlan) else None
     with base_alone(model), apart(network) as causal:
         require_positions(causal, split)
@@ -209,10 +206,7 @@ def _split(dataset: Rows, vocabulary: int, extra: int) -> tuple[Split, list[Tens
         for length, end in zip(lengths, ends, strict=True)
     ]
     if without := points.count(0):
-        raise UserError(
-            f"{without:,} of {len(points):,} rows have no prompt part that the base model could read: labels are -100 "
-            "over the prompt, which has two tokens at least, more with split or extra"
-        )
+        raise UserError(f"{without:,} of {len(points):,} rows have no prompt part: two tokens or more with labels -100")
     shared = shared_tokens([one.prompt_ids for one in prompts_of(examples, points)])
     prompts: list[Prompt] = [
         (example.prompt_ids[:length], point) for example, length, point in zip(examples, lengths, points, strict=True)
@@ -273,9 +267,7 @@ def answer_side(model: nn.Module, cache: PromptCache) -> Any:
     network = network_of(model)
     _require_adapters(model, cache.boundary)
     if getattr(network.config, "output_router_logits", False):
-        raise UserError(
-            "an auxiliary loss needs the prompts' tokens, too; set the config's output_router_logits to False"
-        )
+        raise UserError("an auxiliary loss needs the prompts, too; set the config's output_router_logits to False")
     form = "weights" if network is model else "lora"
     units = cache.record.base.sha256  # by depth; above the boundary, weights may have been trained before
     fixed = list(units)[: None if form == "lora" else cache.boundary + 1]
@@ -318,10 +310,7 @@ class _Trunk(Trunk):
         given = input_ids if inputs_embeds is None else inputs_embeds
         other = (inputs_embeds is None) == bool(self.columns.first)
         if given is None or attention_mask is None or not isinstance(past_key_values, Tensor) or other:
-            raise UserError(
-                "an answer side takes batches of collate_answers, of a cache with its own boundary; for token ids "
-                "alone call the model itself"
-            )
+            raise UserError("an answer side takes batches of collate_answers with its boundary, not bare tokens")
         if self.training and any(getattr(part, "gradient_checkpointing", False) for part in self.modules()):
             raise UserError("transformers' gradient checkpointing drops cached keys and values; switch it off")
         placed = positions(self.kind, attention_mask, given.shape[1])

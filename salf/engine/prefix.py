@@ -224,10 +224,7 @@ def kept(
         raise UserError(f"{path}: {what} cannot be written: {error.strerror}; name another file") from None
     if (found := read_states(path, digest)) is not None:
         return found[0], True
-    raise UserError(
-        f"{path}: not {what} of this model, boundary, dataset and precision by these library "
-        "versions on this kind of machine (with as many threads), or damaged; delete it, or name another"
-    )
+    raise UserError(f"{path}: not {what} of this model, data, versions and machine, or damaged; name another")
 
 
 def _require_room(what: str, size: int, free: int, where: str) -> None:
@@ -259,9 +256,7 @@ def runtime_of(model: CausalModel, *, bf16: bool) -> Runtime:
 def read_rows(dataset: Rows, vocabulary: int) -> tuple[list[Example], list[Tensor]]:
     """The tokens of every row without padding, and their labels; a ``UserError`` says which row cannot be used."""
     if isinstance(dataset, Mapping) or not hasattr(dataset, "__len__"):
-        raise UserError(
-            f"{type(dataset).__name__} is not a list of rows; give one split, [{{'input_ids': [...]}}, ...]"
-        )
+        raise UserError(f"{type(dataset).__name__} is not a list of rows; give one split, [{{'input_ids': [...]}}]")
     rows = [_tokens(dataset[number], f"row {number}", vocabulary) for number in range(len(dataset))]
     if not rows:
         raise UserError("the dataset is empty")
@@ -288,8 +283,5 @@ def _tokens(row: Mapping[str, Any], name: str, vocabulary: int) -> tuple[Tensor,
     ids, labels = ids[kept], labels[kept]
     given = torch.cat([ids, labels[labels != IGNORED]])
     if not len(ids) or not 0 <= int(given.min()) <= int(given.max()) < vocabulary:
-        raise UserError(
-            f"{name}: it needs one token at least, and ids below {vocabulary}, the model's vocabulary "
-            f"(labels, too, or {IGNORED})"
-        )
+        raise UserError(f"{name}: it needs one token at least, and ids below {vocabulary} (labels too, or {IGNORED})")
     return ids, labels

@@ -184,9 +184,7 @@ def _split(rows: Rows, name: str, vocabulary: int) -> Split:
     for number, (row, marks) in enumerate(zip(whole, labels, strict=True)):
         ids, prompt = row.prompt_ids, prompt_tokens(marks)
         if not 0 < prompt < len(ids) or marks[prompt:].tolist() != list(ids[prompt:]):
-            raise UserError(
-                f"race: {name}, row {number}: labels are {IGNORED} over a prompt, then the tokens of its answer"
-            )
+            raise UserError(f"race: {name}, row {number}: labels are {IGNORED} over a prompt, then its answer's tokens")
         end = int(rows[number].get("split", prompt))
         examples.append(Example(str(number), None, "", "", ids[:prompt], ids[prompt:], field_end=end))
     return Split(examples, shared_tokens([example.prompt_ids for example in examples]))

@@ -77,9 +77,7 @@ def network_of(model: Any) -> PreTrainedModel:
         raise UserError("this is a suffix, without frozen layers; pass the whole model")
     if not isinstance(network, PreTrainedModel) or network.get_output_embeddings() is None:
         kind = type(network).__name__
-        raise UserError(
-            f"{kind} is not a causal language model of transformers; pass one, before compile or DDP wraps it"
-        )
+        raise UserError(f"{kind} is not a causal language model of transformers; pass it before compile or DDP does")
     return network
 
 
@@ -159,10 +157,7 @@ class SavedWhole:
 
     def generate(self, *_: Any, **__: Any) -> Any:
         """Refuse, always."""
-        raise UserError(
-            "a model that goes on from cached states does not generate: the whole model does, and of an answer side "
-            "salf.AnswerSideModel.from_pretrained(the folder that it saves)"
-        )
+        raise UserError("a suffix does not generate: the whole model does, or salf.AnswerSideModel of what it saves")
 
 
 class Network(SavedWhole):

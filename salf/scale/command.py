@@ -52,11 +52,8 @@ def _machine(args: argparse.Namespace) -> Machine:
 def _sizes(args: argparse.Namespace) -> PreparedSizes:
     if args.prepared:
         return read_sizes(args.prepared)
-    if args.shared_tokens + args.answer_tokens > args.tokens:
-        raise UserError(
-            f"--tokens {args.tokens}: an example cannot be shorter than its shared prefix and its answer together "
-            f"({args.shared_tokens} + {args.answer_tokens})"
-        )
+    if (least := args.shared_tokens + args.answer_tokens) > args.tokens:
+        raise UserError(f"--tokens {args.tokens}: fewer than the example's shared prefix and answer ({least})")
     tokens, answers = args.rows * args.tokens, args.rows * args.answer_tokens
     train = SplitSize(rows=args.rows, tokens=tokens, answer_tokens=answers, field_tokens=tokens - answers)
     return PreparedSizes(splits={"train": train}, shared_prefix_tokens=args.shared_tokens)

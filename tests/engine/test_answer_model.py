@@ -133,7 +133,7 @@ def test_another_base_or_a_damaged_folder_is_refused(tmp_path):
     for call in (opened, opened.generate):
         with pytest.raises(UserError, match=r"1 of 1 rows have no prompt part.*say split="):
             call(ids, split=[3])
-    with pytest.raises(UserError, match="generate for others one by one"):
+    with pytest.raises(UserError, match="generate others alone"):
         opened.generate(torch.tensor([[3, 4, 5], [3, 4, 5]]), split=[1, 2])
     with pytest.raises(UserError, match="came from no folder or Hub name"):
         save_answer_side(tmp_path / "more", tiny_network(), describe(tiny_network(), 0, PROMPTS))

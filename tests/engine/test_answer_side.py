@@ -143,7 +143,7 @@ def test_what_architectures_do_in_their_own_way_holds_after_cached_prompts(quirk
 @pytest.mark.parametrize("kind", sorted(FAMILIES.keys() - set(PACKED)))
 def test_families_that_run_padded_refuse_in_one_line(kind):
     model = CausalModel(tiny_network(kind), family_of(kind))
-    with pytest.raises(UserError, match=f"model type '{kind}': its layers take no keys and values .*leave out"):
+    with pytest.raises(UserError, match=f"'{kind}': its layers take no keys and values .*leave out"):
         Columns.of(model, RUNTIME, 0)
 
 

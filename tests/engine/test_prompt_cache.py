@@ -361,7 +361,7 @@ def test_what_would_be_another_model_is_refused(tmp_path):
     for changed, kept in ((other, prompt_cache(model, rows(), 2)), (adapted(copy.deepcopy(other)), cache)):
         with pytest.raises(UserError, match="the cache is of another model, whose layer-02 differs"):
             answer_side(changed, kept)
-    with pytest.raises(UserError, match="of a cache with its own boundary"):
+    with pytest.raises(UserError, match="collate_answers with its boundary"):
         answer(**collate_answers(list(prompt_cache(tiny_network(), rows(), 2))))
     with pytest.raises(UserError, match=r"these are not items of salf\.prompt_cache"):
         collate_answers(without_labels())

@@ -182,7 +182,7 @@ def test_the_published_schema_is_up_to_date_and_accepts_a_plan(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ({"schema_version": 1}, "version 1, this program reads version 3"),
+        ({"schema_version": 1}, "version 1, not 3; run: dvc repro plan"),
         ({"boundary": "two"}, "boundary: Input should be a valid integer"),
         ({"surprise": 1}, "surprise: Extra inputs"),
         ({"boundary": 3}, "boundary is not the number of frozen layers"),

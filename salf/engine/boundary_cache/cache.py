@@ -210,10 +210,8 @@ class _Opening:
     def _memory(self, reason: str) -> Opened:
         needed, free = self.cache.processes.count * self.size, free_memory_bytes()
         if needed > free:
-            raise UserError(
-                f"{reason}: the {self.what} need {amount(needed)} and {amount(free)} of memory "
-                "are free; set it to disk, off or auto"
-            )
+            room = f"{amount(needed)}, {amount(free)} are free"
+            raise UserError(f"{reason}: the {self.what} need {room}; set it to disk, off or auto")
         return self._in_memory(reason, self.cache.processes)
 
     def _in_memory(self, reason: str, processes: Processes = ALONE) -> Opened:
@@ -231,10 +229,7 @@ class _Opening:
         except OSError as error:
             reason = f"{self.folder.path} cannot be written: {error.strerror or error}"
         if mode == "disk":
-            raise UserError(
-                f"{asked}: {reason}; make it writable, set finetune.cache_folder to another folder, or finetune.cache "
-                "to auto, memory or off"
-            )
+            raise UserError(f"{asked}: {reason}; make it writable, or set finetune.cache_folder or cache")
         return self._found(reason) or (self._in_memory(reason) if _fits_memory(self.size) else self._off(reason))
 
     def _computed(self) -> Opened:

@@ -36,10 +36,8 @@ class Columns:
     def of(cls, model: CausalModel, runtime: Runtime, first: int, *, int8: bool = False) -> Self:
         """Learn them from a pass over one token; a ``UserError`` says that the model's layers run padded."""
         if not model.family.packed:
-            raise UserError(
-                f"model type {model.network.config.model_type!r}: its layers take no keys and values of an earlier "
-                "pass, so prompts cannot be cached; train all positions (leave out +answer)"
-            )
+            kind = model.network.config.model_type
+            raise UserError(f"{kind!r}: its layers take no keys and values of an earlier pass; leave out +answer")
         packing = Packing.of([1], model.device)
         with torch.no_grad(), runtime.autocast():
             states = model.embed(torch.zeros_like(packing.slots), packing.slots)

@@ -229,10 +229,7 @@ def require_same_logits(network: PreTrainedModel, both: Callable[[], tuple[Tenso
     # LLM.int8 takes a column of its inputs for an outlier by all rows of a pass, and ours hold others.
     rounds = getattr(network, "is_loaded_in_8bit", False)
     if not far <= (_TOLERANCE_COARSE if rounds else _TOLERANCE.get(network.dtype, _TOLERANCE_COARSE)):
-        raise UserError(
-            f"model type {kind!r}: its layers, run one by one, give other logits than the model itself "
-            f"(relative difference {far:.2g}); this architecture is not supported"
-        )
+        raise UserError(f"{kind!r}: its layers, run one by one, give other logits ({far:.2g}): not supported")
 
 
 def difference(ours: Tensor, theirs: Tensor) -> float:

@@ -102,9 +102,7 @@ class Pace(CrossEntropy):
         def multiply(columns: slice, output: Tensor) -> Tensor:
             rows = owners.get(output.shape[:-1].numel())
             if rows is None:
-                raise UserError(
-                    "pace: adapters of this model read some tokens alone, so examples cannot own their noise"
-                )
+                raise UserError("pace: adapters of this model read some tokens alone, which no example owns")
             return output * noise[:, columns].to(output.dtype)[rows].view_as(output)
 
         return multiply

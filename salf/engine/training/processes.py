@@ -121,10 +121,7 @@ def _join(kind: str) -> Any:
     cpu = kind == "cpu" or not torch.cuda.is_available()
     local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
     if not cpu and local > torch.cuda.device_count():
-        raise UserError(
-            f"{local} processes and {torch.cuda.device_count()} GPUs: "
-            "lower finetune.processes, or set device.kind to cpu"
-        )
+        raise UserError(f"{local} processes need as many GPUs: lower finetune.processes, or set device.kind to cpu")
     return PartialState(cpu=cpu, timeout=_PATIENCE)
 
 

@@ -159,7 +159,7 @@ def test_a_folder_that_is_only_readable_is_read_by_auto_and_refused_for_disk(tas
     with pytest.raises(UserError) as refused:
         task.open("disk", 2)
     assert str(refused.value).startswith(
-        f"finetune.cache = disk: {reason}; make it writable, set finetune.cache_folder"
+        f"finetune.cache = disk: {reason}; make it writable, or set finetune.cache_folder"
     )
     assert {path: path.read_bytes() for path in task.folder.rglob("*") if path.is_file()} == before
 
