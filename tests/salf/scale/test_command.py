@@ -178,7 +178,7 @@ def test_prepared_data_gives_the_workload(scale, tmp_path):
     ("words", "message"),
     [
         (["--config", "gpt3"], "gpt3: neither a published configuration"),
-        (["--config", "gpt2", "--tokens", "10", "--answer-tokens", "8", "--shared-tokens", "4"], r"prefix and answer \(12\)"),
+        (["--config", "gpt2", "--tokens", "10", "--answer-tokens", "8", "--shared-tokens", "4"], r"\(12\)"),
         (["--config", "gpt2", "--prepared", "nowhere"], "dvc repro prepare"),
     ],
 )
