@@ -85,7 +85,7 @@ def test_without_disk_nothing_is_written_or_read(task, mode):
 
 def test_memory_that_does_not_suffice_is_said_at_once(task, machine):
     machine.say(memory=100)
-    with pytest.raises(UserError, match=r"cache = memory: the boundary states need 0\.0 MiB .* disk, off or auto"):
+    with pytest.raises(UserError, match=r"cache = memory: the boundary states need 0\.0 MiB.* disk, off or auto"):
         task.open("memory")
 
 

@@ -100,14 +100,7 @@ def test_layers_that_cannot_be_called_alone_are_refused():
 
 def test_a_part_that_is_missing_is_named():
     network = tiny_network("opt", do_layer_norm_before=False)
-    with pytest.raises(UserError, match=r"'opt': it has no norm at model\.decoder\.final_layer_norm"):
-        take_apart(network)
-
-
-def test_an_embedding_that_the_model_does_not_read_is_refused():
-    network = tiny_network("llama")
-    network.get_input_embeddings = lambda: nn.Embedding(3, 3)
-    with pytest.raises(UserError, match=r"model\.embed_tokens is not the model's own embedding"):
+    with pytest.raises(UserError, match=r"'opt': a part was not found: .*final_layer_norm"):
         take_apart(network)
 
 
