@@ -38,7 +38,8 @@ from salf.settings import Finetune
 
 _ATTENTION: Final = "salf_pruned"
 _FILE: Final = Path("pruning", "interactions.safetensors")  # in a folder of its own: it is no shard of the base's
-_FLOAT: Final = torch.finfo(torch.float32)
+_LEAST: Final = torch.finfo(torch.float32).tiny  # in the place of a p of 0
+_UNSEEN: Final = -1e30  # in the place of log 0: finite in every precision
 
 
 def sigmoid(z: Tensor, alpha: float) -> Tensor:
@@ -88,7 +89,7 @@ class Interaction(nn.Module):
         seen = torch.ones_like(z[0], dtype=torch.bool).tril(z.shape[2] - z.shape[1])  # [T, S + T]
         earlier, p = seen.tril(z.shape[2] - z.shape[1] - 1), torch.ones_like(z)
         p[:, earlier] = sigmoid(z[:, earlier], self.alpha) if self.training else (z[:, earlier] > 0).to(z.dtype)
-        return torch.where(seen, p.clamp(min=_FLOAT.tiny).log().cumsum(1), _FLOAT.min)
+        return torch.where(seen, p.clamp(min=_LEAST).log().cumsum(1), _UNSEEN)
 
 
 def pruned_attention(
@@ -138,7 +139,7 @@ def _unpacked(own: Interaction, mask: Tensor | None) -> Tensor:
     if store is not None and len(told) == 1:
         kept, mask = log_kept[0, -1] == 0, None
         store.keys, store.values, store.told = store.keys[:, :, kept], store.values[:, :, kept], told[:, kept]
-    log_kept = log_kept[:, None] if mask is None else torch.where(mask, log_kept[:, None], _FLOAT.min)
+    log_kept = log_kept[:, None] if mask is None else torch.where(mask, log_kept[:, None], _UNSEEN)
     return log_kept.to(own.reads.dtype)
 
 

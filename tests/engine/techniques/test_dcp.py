@@ -194,6 +194,8 @@ def test_the_folder_reopens_to_the_pruned_model_and_what_it_drops_leaves_the_sto
     assert torch.equal(with_cache, without)
     batch = model(TEXT.view(2, 20), attention_mask=torch.tensor([[0] * 4 + [1] * 16, [1] * 20])).logits
     torch.testing.assert_close(batch[1:], model(TEXT[:, 20:], use_cache=False).logits, rtol=1e-4, atol=1e-4)
+    coarse = model.to(torch.bfloat16)(TEXT.view(2, 20), attention_mask=torch.tensor([[0] * 4 + [1] * 16, [1] * 20]))
+    assert coarse.logits[0, 4:].isfinite().all()
     with pytest.raises(UserError, match="generates one text at a time; or set use_cache to False"):
         model.generate(TEXT.view(2, 20), max_new_tokens=2)
 
