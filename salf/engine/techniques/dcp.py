@@ -151,9 +151,8 @@ def interactions(network: nn.Module) -> list[Interaction]:
     return [part for part in network.modules() if isinstance(part, Interaction)]
 
 
-def _attach(network: PreTrainedModel, name: str, own: Interaction) -> None:
-    """Let the attention module ``name`` drop what an interaction decides."""
-    part: Any = network.get_submodule(name)
+def _attach(network: PreTrainedModel, part: Any, own: Interaction) -> None:
+    """Let an attention module drop what an interaction decides."""
     part.interaction = own.train(part.training)
     part.config = copy.copy(network.config.get_text_config())
     part.config._attn_implementation = _ATTENTION
@@ -176,19 +175,20 @@ class Pruned(Weights):
         self, model: CausalModel, scope: Scope, layers: Collection[int], settings: Finetune, seed: int
     ) -> None:
         super().__init__(model, scope, layers, settings, seed)
-        self.network, self.places, asked = model.network, list[str](), settings.dcp
+        self.network, asked = model.network, settings.dcp
         hidden, generator = model.network.config.get_text_config().hidden_size, torch.Generator().manual_seed(seed)
         for number in layers:
-            parts = model.layers[number - 1].named_modules()
-            (name,) = (name for name, part in parts if name and hasattr(part, "layer_idx"))
+            (part,) = (
+                one for name, one in model.layers[number - 1].named_modules() if name and hasattr(one, "layer_idx")
+            )
             query, key = torch.randn(2, asked.width, hidden, generator=generator) * hidden**-0.5
-            self.places.append(f"{model.family.layers}.{number - 1}.{name}")
             own = Interaction(query, key, torch.tensor([asked.bias]))
-            _attach(model.network, self.places[-1], own.to(model.device))
+            _attach(model.network, part, own.to(model.device))
 
     def fold(self) -> set[str]:
         """Leave the weights without interactions."""
-        for part in map(self.network.get_submodule, self.places):
+        part: Any
+        for part in [one for one in self.network.modules() if hasattr(one, "interaction")]:
             part.interaction.listening.remove()
             del part.interaction
             part.config = self.network.config.get_text_config()
@@ -253,7 +253,7 @@ def pruned(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
         saved = load_file(path, device=str(model.device))
         for name in [name.removesuffix(".bias") for name in saved if name.endswith(".bias")]:
             own = Interaction(*(saved[f"{name}.{part}"] for part in ("query", "key", "bias")))
-            _attach(model, name.removesuffix(".interaction"), own.requires_grad_(False))
+            _attach(model, model.get_submodule(name.removesuffix(".interaction")), own.requires_grad_(False))
     return model
 
 
@@ -267,11 +267,10 @@ def generation_costs(
     values and interactions' keys that are stored in the end.
     """
     asked = GenerationConfig(max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, pad_token_id=0)
-    found = dict.fromkeys(models, (0.0, 0))
+    mask, found = torch.ones_like(prompt), dict.fromkeys(models, (0.0, 0))
     for name, model in [*models.items()] * rounds:
-        cache: Any = DynamicCache(config=model.config)
-        began, options = time.perf_counter(), {"attention_mask": torch.ones_like(prompt), "past_key_values": cache}
-        model.generate(prompt, generation_config=asked, **options)
+        cache, began = DynamicCache(config=model.config), time.perf_counter()
+        model.generate(prompt, attention_mask=mask, generation_config=asked, past_key_values=cache)
         speed = tokens / (time.perf_counter() - began)
         held = [value for layer in cache.layers for value in vars(layer).values() if isinstance(value, Tensor)]
         found[name] = max(found[name], (speed, sum(value.nbytes for value in held)))
