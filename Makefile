@@ -67,7 +67,7 @@ bench-quick: setup ## the short benchmark: a small model, fewer points (3 minute
 
 study: setup ## compare the selectors over many datasets (hours; resumes where it stopped; HOURS=2, PLAN=1)
 	@python -m stages.study $(if $(HOURS),--budget-hours $(HOURS)) $(if $(PLAN),--plan)
-	$(if $(PLAN),,@python -m stages.study --analyse --page docs/method.md)
+	$(if $(PLAN),,@python -m stages.study --analyse --page docs/method.md docs/techniques.md)
 
 few-shot: setup ## compare.methods with few training examples (SIZES, DRAWS; resumes), then the report (hours)
 	@python -m flows.sweep --name few-shot --table reports/few-shot.csv --targets evaluate \

@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     run("--plan", action="store_true", help="show what exists and what is missing, and run nothing")
     analysis = parser.add_argument_group("analysis").add_argument
     analysis("--analyse", action="store_true", help="only analyse the tables")
-    analysis("--page", type=Path, help="a page whose marked parts are updated, e.g. docs/method.md")
+    analysis("--page", type=Path, nargs="+", default=[], help="pages whose marked parts are updated")
     analysis("--resamples", type=_count, default=10000, help="resamples of examples and seeds (10000)")
     return parser
 

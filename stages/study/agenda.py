@@ -68,8 +68,7 @@ def agenda(description: Description, cases: Sequence[Case], known: Known) -> lis
         for case in cases:
             for method, arm in description.methods.items():
                 if arm.includes(case, seed):
-                    budgets: list[Budget] = ["epochs", "compute"] if arm.equal_compute else ["epochs"]
-                    wanted += [_wanted(description, case, seed, method, known, budget) for budget in budgets]
+                    wanted += [_wanted(description, case, seed, method, known, budget) for budget in arm.budgets]
     return list(dict.fromkeys(wanted))
 
 
@@ -123,7 +122,7 @@ def _tuned(description: Description, case: Case, name: str, known: Known) -> Fin
     if arm:
         first, rates = (arm.seeds or description.seeds)[0], arm.rates or regions[0]
         widen = description.widen if arm.widen is None else arm.widen
-        return _widest(FineTune(case, first, name, 0, "epochs", tuple(rates)), widen, known)
+        return _widest(FineTune(case, first, name, 0, arm.budgets[0], tuple(rates)), widen, known)
     layers = description.models[case.model].layers
     boundary = layers // 2 if name == HALF else frozen_by_name(name) or 0
     here = region(regions, boundary / layers)

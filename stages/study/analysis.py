@@ -15,8 +15,8 @@ from stages.study.summary import Estimate, Json, MethodSummary, RaceSummary, Sco
 from stages.study.tables import Tables, records
 
 
-def analyse(folder: Path, page: Path | None, resamples: int) -> str:
-    """Write the analysis into a study's folder, update a page, and return the headline."""
+def analyse(folder: Path, pages: Sequence[Path], resamples: int) -> str:
+    """Write the analysis into a study's folder, update pages, and return the headline."""
     study, first = read_study(folder), folder / "first_round.json"
     drawn = {case.key: Resamples(case, resamples) for case in study.cases}
     summary = summarise(study, Tables(folder), drawn, read_json(first) if first.exists() else None)
@@ -26,7 +26,7 @@ def analyse(folder: Path, page: Path | None, resamples: int) -> str:
     write_json(folder / "summary.json", said)
     written = shown.page(said, curves)
     written.write(folder)
-    if page:
+    for page in pages:
         shown.update(page, written)
     if depth := figures.mean_depth(methods.cases_of(drawn, summary.leading)):
         write_text(folder / "figures/methods.svg", figures.methods(depth, summary.methods))
@@ -58,6 +58,7 @@ def summarise(study: Study, tables: Tables, drawn: methods.Drawn, first_round: J
         weights_kept=methods.weights_kept(tables, leading),
         by_dataset=methods.by_dataset(cases, found),
         sign=methods.sign(cases, study),
+        techniques=methods.techniques(cases),
         equal_rates=records(methods.at_equal_rates(study, leading, methods.half_of(cases[0].case))),
         first_round=first_round,
         leading=leading,

@@ -65,6 +65,7 @@ class Arm(Part):
     ``method`` and ``set`` (settings by dotted name) are what it trains, if that is not its own name with the settings
     of all. Its rate is tuned on ``rates``, or is the one that was tuned for the method ``rate_of``. ``None``: all
     models, datasets and seeds, full fine-tuning's grid, the study's ``widen``. ``texts``: what was forgotten, too.
+    It is tuned at the first of its ``budgets``; ``compute``: as many epochs as full fine-tuning's FLOPs pay for.
     """
 
     method: str | None = None
@@ -75,7 +76,7 @@ class Arm(Part):
     rates: Grid | None = None
     rate_of: str | None = None
     widen: Natural | None = None
-    equal_compute: bool = False
+    budgets: Annotated[list[Budget], Field(min_length=1)] = ["epochs"]
     texts: bool = False
 
     def includes(self, case: Case, seed: int) -> bool:

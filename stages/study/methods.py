@@ -70,9 +70,15 @@ def summarise(cases: Cases) -> dict[str, MethodSummary]:
 
 
 def _aside(case: Case) -> set[str]:
-    """What is no method of its own: boundaries, and the same methods again or at another rate."""
-    again = {method for method, _ in case.runs if {"again", "at"} & _words(method)}
-    return {*case.boundaries, *again}
+    """What is no method of its own: boundaries, techniques, and the same methods again or at another rate."""
+    others = {method for method, _ in case.runs if {"again", "at"} & _words(method) or plain_of(method)}
+    return {*case.boundaries, *others}
+
+
+def plain_of(method: str) -> str | None:
+    """The method without its technique, the last word of its name; ``None`` where it has none."""
+    plain, _, word = method.rpartition("+")
+    return plain if plain and word not in ("answer", "lora") else None
 
 
 def _measured(cases: Cases, name: str, budget: Budget = "epochs") -> list[tuple[Resamples, str]]:
@@ -277,6 +283,20 @@ def by_dataset(cases: Cases, methods: Methods) -> list[Json]:
                 row |= {name: gap[0]}
         rows.append(row)
     return rows
+
+
+def techniques(cases: Cases) -> list[Json]:
+    """Return by technique and dataset its difference from the method without it, at equal epochs and equal FLOPs."""
+    rows: dict[tuple[str, str], Json] = {}
+    for one in cases:
+        for method, budget in one.case.runs:
+            plain = named(one.case, plain_of(method) or "")
+            runs = [one.case.runs.get((name, budget)) for name in (method, plain)]
+            if seeds := sorted(set.intersection(*(set(run.seeds if run else ()) for run in runs))):
+                gap = one.quality(method, budget, seeds) - one.quality(plain, budget, seeds)
+                row = {"data_set": one.case.data_set, "method": method, "plain": plain_of(method), "seeds": len(seeds)}
+                rows.setdefault((method, one.case.data_set), row)[budget] = estimate([(one.case.group, gap)])
+    return [rows[key] for key in sorted(rows)]
 
 
 def sign(cases: Cases, study: Study) -> list[Json]:

@@ -28,6 +28,7 @@ def page(summary: Json, curves: pd.DataFrame) -> StudyPage:
         "methods": [{"method": name, **summary["methods"][name]} for name in order],
         "default left out": summary["default"]["left_out"],
         "sign": summary["sign"],
+        "techniques": summary["techniques"],
         "scope and LoRA": summary["orthogonal"],
         "forgetting": summary["forgetting"],
         "kept weights": summary["weights_kept"],

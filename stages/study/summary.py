@@ -130,6 +130,7 @@ class Summary(_Record):
     weights_kept: list[Json]
     by_dataset: list[Json]
     sign: list[Json]
+    techniques: list[Json]
     equal_rates: list[Json]
     first_round: Json | None
     leading: str

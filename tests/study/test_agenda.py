@@ -122,8 +122,9 @@ def test_the_grid_leads_with_the_boundaries_that_are_tuned():
 def test_where_a_method_is_measured_is_data(described):
     """Its datasets, models, seeds and grid, and whether it also trains for full fine-tuning's FLOPs."""
     arms = {
-        "full+answer": {"data_sets": ["b"], "rates": [0.1, 0.2, 0.3], "equal_compute": True},
+        "full+answer": {"data_sets": ["b"], "rates": [0.1, 0.2, 0.3], "budgets": ["epochs", "compute"]},
         "half+lora": {"seeds": [2]},
+        "half+mezo": {"data_sets": ["b"], "seeds": [1], "budgets": ["compute"]},
         "elsewhere": {"models": []},
         "lisa": {"data_sets": ["a"]},
         "race": {"data_sets": ["a"]},
@@ -137,6 +138,7 @@ def test_where_a_method_is_measured_is_data(described):
         "a2 race e [0.0]",
         "b1 full+answer c [0.3]",
         "b1 full+answer e [0.1, 0.2, 0.3]",
+        "b1 half+mezo c [0.001, 0.002]",
         "b2 full+answer c [0.3]",
         "b2 full+answer e [0.3]",
         "b2 half+lora e [0.001, 0.002]",
@@ -163,7 +165,7 @@ def test_a_method_may_take_the_rate_that_was_tuned_for_another(described):
 
 def test_a_study_that_is_stopped_anywhere_comes_to_the_same(described):
     """Whatever had ended: what is left and what is there are the same fine-tunes in the end."""
-    description = described(methods={"lisa": {"equal_compute": True}})
+    description = described(methods={"lisa": {"budgets": ["epochs", "compute"]}})
     whole = finish(description)
     for stop in range(0, len(whole.done), 5):
         part = dict(list(whole.done.items())[:stop])

@@ -19,6 +19,7 @@ from tests.study.first_round import recompute
 
 PROJECT = Path(__file__).parents[2]
 PAGE = PROJECT / "docs/method.md"
+PAGES = (PAGE, PROJECT / "docs/techniques.md")
 
 
 def curves():
@@ -43,11 +44,15 @@ def summary():
     return json.loads((PROJECT / "reports/study/summary.json").read_text(encoding="utf-8"))
 
 
-def test_the_page_quotes_the_study_as_it_is(tmp_path):
+@pytest.mark.parametrize("quoting", PAGES, ids=lambda path: path.stem)
+def test_a_page_quotes_the_study_as_it_is(quoting, tmp_path):
     copy = tmp_path / "page.md"
-    copy.write_bytes(PAGE.read_bytes())
+    copy.write_bytes(quoting.read_bytes())
     update(copy, shown())
-    assert copy.read_bytes() == PAGE.read_bytes()
+    assert copy.read_bytes() == quoting.read_bytes()
+
+
+def test_the_page_says_the_headline():
     assert f"> {summary()['headline']}\n" in PAGE.read_text(encoding="utf-8")
 
 

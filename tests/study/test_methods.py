@@ -232,3 +232,20 @@ def test_full_and_half_are_compared_at_every_rate_that_both_were_trained_at(two_
     found = methods.at_equal_rates(read_study(two_data_sets.write()), "tiny", "freeze-2").set_index(place)
     assert list(found.loc[("b", 0.1), ["test_accuracy_full", "test_accuracy_half", "seeds"]]) == [90.0, 50.0, 2]
     assert "half-at-full-rate" not in methods.summarise(cases(two_data_sets, 50)[0])
+
+
+def test_a_technique_is_compared_with_the_method_without_it_at_the_same_budget(study):
+    study.run("a", "half+sift", 33, 1, flops=480)
+    study.run("a", "half+sift", 20, 1, budget="compute")
+    study.run("a", "freeze-2", 34, 1, budget="compute")
+    study.run("b", "half+lora", 30, 1)
+    study.run("b", "half+lora+pace", 31, 1)
+    study.run("b", "half+lora+pace", 31, 2)  # half+lora has no second seed
+    found, _ = cases(study)
+    rows = {(row["method"], row["data_set"]): row for row in methods.techniques(found)}
+    sift, pace = rows["half+sift", "a"], rows["half+lora+pace", "b"]
+    assert list(rows) == [("half+lora+pace", "b"), ("half+sift", "a")]
+    assert [sift[budget].mean_difference_points for budget in ("epochs", "compute")] == pytest.approx([-7.5, -35])
+    assert (pace["plain"], pace["seeds"], "compute" in pace) == ("half+lora", 1, False)
+    assert pace["epochs"].mean_difference_points == pytest.approx(2.5)
+    assert list(methods.summarise(found)) == ["full", "half", "half+lora"]

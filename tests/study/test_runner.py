@@ -124,7 +124,7 @@ def test_a_study_is_stopped_resumed_and_never_done_twice(project, capsys):
 
 
 ARMS = {
-    "full+answer": {"rates": [0.003], "equal_compute": True},
+    "full+answer": {"rates": [0.003], "budgets": ["epochs", "compute"]},
     "lora": {"rates": [0.01]},
     "race": {},
     "full-at-half-rate": {"method": "full", "rate_of": "half"},
