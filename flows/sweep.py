@@ -109,9 +109,9 @@ def in_a_copy(project: Path, text: str, values: Mapping[str, Any], graph: Sequen
 
 def _known(points: Points, text: str, held: Workspace) -> set[str]:
     """The points that an earlier sweep ran; other experiments of their names are refused, before hours of work."""
-    there = _experiments("params", held)
+    there = _experiments(held)
     wanted = {name: json.dumps(loaded(changed(text, values)), default=str) for name, values in points.items()}
-    known = {name for name, params in wanted.items() if there.get(name) == json.loads(params)}
+    known = {name for name in there if name in wanted and _content(there[name], "params") == json.loads(wanted[name])}
     present = {line.strip() for line in _dvc(["list", "--all-commits", "--name-only"], held)}
     if taken := " ".join(name for name in points if name in present - known):
         other = "an experiment of that name exists, with other parameters or on another commit"
@@ -119,15 +119,21 @@ def _known(points: Points, text: str, held: Workspace) -> set[str]:
     return known
 
 
-def _experiments(kind: str, held: Workspace) -> dict[str, dict[str, Any]]:
-    """The ``params`` or ``metrics`` of every experiment on the present commit, by its name."""
+def _experiments(held: Workspace) -> dict[str, Any]:
+    """Every experiment on the present commit by its name: its commit, ``rev``, and what DVC reads there, ``data``."""
     lines = _dvc(["show", "--json"], held)
-    found: dict[str, dict[str, Any]] = {}
-    for revision in json.loads(next(line for line in lines if line.startswith("["))):
-        for experiment in revision["experiments"] or []:
-            files = (experiment["revs"][0]["data"] or {}).get(kind, {}).values()
-            found[experiment["name"]] = {key: value for file in files for key, value in file.get("data", {}).items()}
-    return found
+    shown = json.loads(next(line for line in lines if line.startswith("[")))
+    return {one["name"]: one["revs"][0] for revision in shown for one in revision["experiments"] or []}
+
+
+def _files(experiment: Any, kind: str) -> dict[str, Any]:
+    """An experiment's files of a kind, ``params`` or ``metrics``, by their path; DVC leaves lists out of metrics."""
+    return dict((experiment["data"] or {}).get(kind, {}))
+
+
+def _content(experiment: Any, kind: str) -> dict[str, Any]:
+    """What is in these files."""
+    return {key: value for file in _files(experiment, kind).values() for key, value in file.get("data", {}).items()}
 
 
 def _dvc(arguments: Sequence[str], held: Workspace) -> list[str]:
@@ -172,10 +178,12 @@ def words(text: str, values: Mapping[str, Any]) -> list[str]:
 
 
 def _conclude(points: Points, faults: Mapping[str, str], held: Workspace, file: Path | None) -> State[Any]:
-    metrics = _experiments("metrics", held)
-    shown = table(points, metrics, faults)
+    runs = {name: one for name, one in _experiments(held).items() if name in points}
+    shown = table(points, {name: _content(one, "metrics") for name, one in runs.items()}, faults)
     if file:
-        write_csv(held.project / file, measures(points, metrics))
+        places = {name: f"{one['rev']}:{path}" for name, one in runs.items() for path in _files(one, "metrics")}
+        whole = {name: json.loads(git(held.project, "show", place) or "{}") for name, place in places.items()}
+        write_csv(held.project / file, measures(points, whole))
     rows: Any = shown.to_dict("records")
     create_table_artifact(table=rows, key="sweep", description="Every point of the grid, its values and its metrics")
     print(shown.to_string(index=False))

@@ -3,7 +3,7 @@
 set -e
 rows="$PWD/data/harm"
 python docs/example/harm_rows.py "$rows"
-python -m flows.sweep --name harm-planted --targets finetune --set 'compare.methods=[[full]]' \
+python -m flows.sweep --name harm-planted --targets evaluate --set 'compare.methods=[[full]]' \
   --set data.source=files --set "data.path=$rows/planted" --set 'data.template="{text}"' \
   --set data.answer_column=label --set data.group_column=null --set prepare.near_duplicate=null \
   --set data.limits.train=256 --set data.limits.validation=48 --set data.limits.test=null "$@"

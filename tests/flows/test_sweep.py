@@ -56,6 +56,35 @@ def test_a_grid_becomes_experiments_and_one_table_and_leaves_the_workspace_alone
     assert json.loads(Artifact.get("sweep").data) == rows
 
 
+SCORES = {
+    "schema": 1,
+    "task": "classification",
+    "quality": "accuracy",
+    "intervals": {"resamples": 20, "confidence": 0.9},
+    "baselines": {},
+    "runs": {},
+    "methods": {
+        # A list, which DVC leaves out of what it shows.
+        "full": {"seeds": [1], "accuracy": "RATE", "accuracy_low": 0, "accuracy_high": 1}
+        | dict.fromkeys(("flops", "epochs", "steps", "trained_parameters", "boundary"), 1)
+    },
+}
+
+
+def test_a_table_has_the_measures_of_every_point(git_toy, monkeypatch, capsys):
+    written = json.dumps(SCORES, separators=(",", ":")).replace('"RATE"', "${rate}")
+    git_toy.configure(graph=SCORED.replace('{"score":${rate},"seen":{"n":3}}', written))
+    (git_toy.root / "params.yaml").write_text("word: fine\nrate: 0.5\n")
+    git_toy.commit()
+    monkeypatch.chdir(git_toy.root)
+    assert main(["--set", "rate=[0.25, 0.75]", "--set", "word=fine", "--table", "table.csv"]) == 0, capsys.readouterr()
+    assert (git_toy.root / "table.csv").read_text() == (
+        "experiment,rate,panel,model,measure,value,low,high\n"
+        "sweep-1,0.25,test,full,accuracy,0.25,0.0,1.0\n"
+        "sweep-2,0.75,test,full,accuracy,0.75,0.0,1.0\n"
+    )
+
+
 def commits_of_experiments() -> dict[str, str]:
     listed = ["git", "for-each-ref", "--format=%(refname) %(objectname)", "refs/exps/*/*/*"]
     lines = subprocess.run(listed, capture_output=True, text=True, check=True).stdout.splitlines()
