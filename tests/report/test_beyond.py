@@ -16,7 +16,13 @@ def section_of(runs: dict[str, tuple[str, int, int]]):
         score = {"kl_from_base": {"value": at / 10, "low": 0.0, "high": 1.0}}
         models[name] = {"scores": score, "minus_full": {}, "minus_base": {}, "share_of_full": {}}
     panel = {"examples": 8, "models": models, "layers": {name: [0.0, 0.1] for name in runs}}
-    metrics = {"shifted": {}, "groups": {}, "pairs": None, "shift": {"test": ShiftPanel.model_validate(panel)}}
+    metrics = {
+        "shifted": {},
+        "groups": {},
+        "pairs": None,
+        "kept": {},
+        "shift": {"test": ShiftPanel.model_validate(panel)},
+    }
     methods = [SimpleNamespace(name=name, record=SimpleNamespace(boundary=k)) for name, (_, k, _) in runs.items()]
     records = {
         f"{name}-seed1": SimpleNamespace(

@@ -12,8 +12,8 @@ from flows.sweep import measures
 from salf.errors import UserError
 from salf.files import read_json
 from salf.metrics import write_csv
+from stages.report import few
 from stages.report.__main__ import main
-from stages.report.few import few_section
 
 DRAWS = {16: [0.5, 0.54, 0.61], 64: [0.7]}
 
@@ -60,17 +60,19 @@ def test_the_table_has_every_measure_with_the_points_values(swept):
     assert {"untrained", "majority", "salf"} <= set(rows.model)
 
 
-def test_the_page_shows_means_over_draws_with_students_intervals(swept):
+def test_the_page_shows_means_over_draws_with_students_intervals(swept, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(few, "curves", lambda name, _title, _axes, lines, errors: drawn.update({name: (lines, errors)}))
     rows = pd.read_csv(swept.root / "reports/few-shot.csv")
-    section = few_section(SimpleNamespace(few=rows))
-    assert [table.name for table in section.tables] == ["few-test", "few-far"]
+    few.few_section(SimpleNamespace(few=rows))
+    assert list(drawn) == ["fig-few-test", "fig-few-far"]
     low, high = t.interval(0.95, 2, loc=np.mean(DRAWS[16]), scale=np.std(DRAWS[16], ddof=1) / np.sqrt(3))
-    for table, factor in zip(section.tables, (1, 0.5), strict=True):
-        assert table.headings == ["Model", "16 examples", "64 examples"]
-        _, several, single = next(row for row in table.body if row[0].text == "full")
-        assert several.value == pytest.approx(factor * np.mean(DRAWS[16]))
-        assert several.note == f"± {factor * (high - low) / 2:.3f}"
-        assert (single.value, single.note) == (factor * 0.7, "")
+    for (lines, errors), factor in zip(drawn.values(), (1, 0.5), strict=True):
+        method, dots = lines["full"]
+        assert method == "full"
+        assert dict(dots) == pytest.approx({16: factor * np.mean(DRAWS[16]), 64: factor * 0.7})
+        assert errors["full"] == pytest.approx([factor * (high - low) / 2, 0])
+    monkeypatch.undo()
     main(swept.argv())
     page = swept.page.read_text(encoding="utf-8")
     assert all(f'id="{name}"' in page for name in ("few", "fig-few-test", "fig-few-far"))
