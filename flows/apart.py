@@ -5,6 +5,7 @@ import sys
 from typing import Any, Final
 
 import configobj
+import ruamel.yaml
 from omegaconf import OmegaConf
 
 RESOLVER: Final = "salf"  # of OmegaConf, by which Hydra and DVC read parameters
@@ -17,12 +18,21 @@ class InUtf8(configobj.ConfigObj):  # type: ignore[misc]
         super().__init__(*arguments, **{"default_encoding": "utf-8", **options})
 
 
+class Unfolded(ruamel.yaml.YAML):
+    """By default it breaks lines after 80 characters, names too, and cannot read them again."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.width = 1 << 20
+
+
 def spelled(key: str, value: Any) -> str:
     """Write a parameter for ``--set-param``: Hydra's grammar has no spelling for every text and mapping."""
     return f"++{key}=${{{RESOLVER}:x{json.dumps(value).encode().hex()}}}"
 
 
 configobj.ConfigObj = InUtf8
+ruamel.yaml.YAML = Unfolded  # type: ignore[misc]
 OmegaConf.register_new_resolver(RESOLVER, lambda word: json.loads(bytes.fromhex(word[1:])), replace=True)
 
 if __name__ == "__main__":

@@ -68,6 +68,7 @@ def test_the_shipped_parameters_and_any_line_ends(tmp_path, text):
     for given_text, values in [
         (text, {"data.path": "../größe.csv", "finetune.learning_rate.salf+lora": [0.5]}),
         (shipped, {"data.label_words": {"so good": "größer"}, "compare.seeds": [3], "plan.budget": 5e-05}),
+        (text, {"data.label_words": {f"a label of several words {n}": "word" for n in range(9)}}),
     ]:
         meant = as_json(loaded(changed(given_text, values)))
         assert as_dvc_reads(tmp_path / "params.yaml", given_text, values) == meant
