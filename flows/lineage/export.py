@@ -22,12 +22,7 @@ from salf.ledger import End, Locked, LockedPath, LockEntry, Start
 
 _EVENTS: Final = Path("reports/lineage/openlineage-runs.jsonl")
 _PROVENANCE: Final = Path("reports/lineage/provenance")
-_FILES: Final = {
-    "dvc.yaml": "the graph of stages",
-    "params.yaml": "what can be set",
-    LOCK_FILE: "what DVC last locked",
-    "README.md": "what this is and how to run it",
-}
+_FILES: Final = ("dvc.yaml", "params.yaml", LOCK_FILE, "README.md")  # of a crate, in addition to the artifacts
 
 
 @dataclass(frozen=True)
@@ -94,10 +89,9 @@ def _export_ro_crate(project: Project, out: Path | None, _key: Path | None) -> l
     from flows.lineage import ro_crate
 
     found = results(project)
-    files = {path: text for path, text in _FILES.items() if (project.root / path).is_file()}
-    if project.ledger.is_relative_to(project.root):
-        ledger = project.ledger.relative_to(project.root).as_posix()
-        files[ledger] = "every run, each line with the hash of the previous one"
+    own = [project.ledger] if project.ledger.is_relative_to(project.root) else []
+    places = [*(project.root / path for path in _FILES), *own]
+    files = [place.relative_to(project.root).as_posix() for place in places if place.is_file()]
     document = ro_crate.crate(found, files)
     folder = out or project.root
     contained = [*(path for path, artifact in members(found).items() if artifact.is_inside), *files]

@@ -5,7 +5,7 @@ after RO-Crate 1.1; the same records give the same bytes.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from mimetypes import MimeTypes
 from typing import Any, Final
 from urllib.parse import quote
@@ -34,8 +34,8 @@ _FORMATS.add_type("text/markdown", ".md")
 Entity = dict[str, Any]
 
 
-def crate(found: Sequence[Result], files: Mapping[str, str]) -> Entity:
-    """Return the content of ``ro-crate-metadata.json``; ``files`` are further ones: path → description."""
+def crate(found: Sequence[Result], files: Sequence[str]) -> Entity:
+    """Return the content of ``ro-crate-metadata.json``; ``files`` are paths of further ones."""
     data, runs = _data(found, files), list(map(_run, found))
     whole = _whole_run(found)
     entities = [*_frame(found, data, [whole, *runs]), *data, whole, *runs]
@@ -83,7 +83,7 @@ def _frame(found: Sequence[Result], data: Iterable[Entity], actions: Iterable[En
     ]
 
 
-def _data(found: Sequence[Result], files: Mapping[str, str]) -> list[Entity]:
+def _data(found: Sequence[Result], files: Sequence[str]) -> list[Entity]:
     """Inputs, outputs and further files. What was read from outside the project is described, not contained."""
     entities = []
     for path, artifact in members(found).items():
@@ -93,10 +93,10 @@ def _data(found: Sequence[Result], files: Mapping[str, str]) -> list[Entity]:
         entities.append(
             _entity(_place(artifact), inside if artifact.is_inside else "CreativeWork", artifact.shown, **facts)
         )
-    for path, text in files.items():
+    for path in files:
         if path != _WORKFLOW:
             about = _ref(_ROOT) if path == "README.md" else None
-            entities.append(_entity(quote(path), "File", path, description=text, about=about, **_format(path, "File")))
+            entities.append(_entity(quote(path), "File", path, about=about, **_format(path, "File")))
     return entities
 
 
