@@ -184,10 +184,7 @@ def _write_shard(
     for values in (deviation, loss[shard.with_losses[of_example]]):
         if not np.isfinite(values).all():
             space = int(np.argwhere(~np.isfinite(values))[0, 1])
-            raise UserError(
-                f"the trace is not a number at space {space}: the model overflows in this precision; "
-                "set device.dtype to float32"
-            )
+            raise UserError(f"the trace is not a number at space {space}; set device.dtype to float32")
     chosen = [examples[i] for i in of_example]
     spaces = deviation.shape[1]
     columns = {
