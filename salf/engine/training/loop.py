@@ -12,8 +12,7 @@ from salf.engine.answers import Reader
 from salf.engine.batches import Split
 from salf.engine.models.causal_model import in_eval_mode
 from salf.engine.progress import progress
-from salf.engine.training.checkpoint import Checkpoint, Training
-from salf.engine.training.copies import Copies
+from salf.engine.training.checkpoint import Checkpoint, Copies, Training
 from salf.engine.training.costs import epoch_batches
 from salf.engine.training.processes import Processes
 from salf.engine.training.step import Job, Stepper
