@@ -5,8 +5,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from salf import law_command
 from salf.answer_folder import is_answer_side
 from salf.errors import BAD_INPUT, UserError
@@ -14,7 +12,7 @@ from salf.export import FORMATS
 from salf.files import write_text
 from salf.plan import FreezePlan
 from salf.scale import command as scale
-from salf.summary import print_summary
+from salf.summary import summary
 
 _PLAN = Path("data/plan")
 
@@ -31,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> None:
-    print_summary(FreezePlan.load(arguments.plan), Console())
+    print(*summary(FreezePlan.load(arguments.plan)), sep="\n")
 
 
 def _export(arguments: argparse.Namespace) -> None:

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from rich.console import Console
-
 from salf.errors import UserError
 from salf.evidence import Evidence, read_gains, read_law, read_pilot, read_signals
 from salf.files import replacing_folder, sha256_file
@@ -16,7 +14,7 @@ from salf.plan_records import CostModel, EvidenceHashes, Rates
 from salf.records import read_base, read_sizes
 from salf.selectors import SELECTORS
 from salf.settings import Device
-from salf.summary import print_summary
+from salf.summary import summary
 from stages.common.command import exit_code, parser_of
 from stages.common.params import Plan, Room
 from stages.plan.assemble import Work, make_plan
@@ -77,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     plan = make_plan(base, sizes, evidence, params.plan, params.finetune, hashes, rates)
     with replacing_folder(args.out) as folder:
         plan.save(folder / FILE_NAME)
-    print_summary(plan, Console())
+    print(*summary(plan), sep="\n")
 
 
 if __name__ == "__main__":

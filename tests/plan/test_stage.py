@@ -1,6 +1,5 @@
 """The stage as a program: bytes, faults, imports, what it prints."""
 
-import io
 import json
 import subprocess
 import sys
@@ -8,13 +7,12 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from rich.console import Console
 
 from salf.errors import UserError
 from salf.files import sha256_file
 from salf.plan import SCHEMA_FILE, FreezePlan
 from salf.selectors import SELECTORS
-from salf.summary import print_summary
+from salf.summary import summary
 from stages.plan.__main__ import main
 
 PROJECT = Path(__file__).parents[2]
@@ -125,9 +123,7 @@ def test_a_model_of_one_layer_has_nothing_to_choose(workspace):
 
 def test_the_summary_names_choice_reason_certainty_and_cost(workspace):
     plan = workspace.plan()
-    out = io.StringIO()
-    print_summary(plan, Console(file=out, width=100))
-    text = out.getvalue()
+    text = "\n".join(summary(plan))
     assert "embeddings and layers 1-5 frozen, layers 6-6 train" in text
     assert plan.reason in text
     assert "unsure: layer 5 wins 43% of resamples" in text
