@@ -97,11 +97,9 @@ def _notes(examples: Array, mean: Array) -> list[str]:
         for form in (*LAWS, *BASELINES)
         if layers < form.points
     ]
-    if len(examples) == 1:
-        notes.append("one example only: its intervals have no width and mean nothing")
-    if (mean <= _FLOOR).any():
-        notes.append(f"means of zero were raised to {_FLOOR:g}, since laws are fitted to logarithms")
-    return notes
+    notes += ["one example only: its intervals have no width and mean nothing"] * (len(examples) == 1)
+    raised = f"means of zero were raised to {_FLOOR:g}, since laws are fitted to logarithms"
+    return notes + [raised] * bool((mean <= _FLOOR).any())
 
 
 def _from(first: int, curve: Array) -> Numbers:

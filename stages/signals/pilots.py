@@ -1,9 +1,9 @@
 """Pilots: small fine-tunes by a few methods at a few boundaries, and the laws of their losses."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,6 +86,10 @@ class Bench(Workbench):
         starts = [draw * self.sizes[0] for draw in range(self.params.draws)]
         return [range(start, start + size) for start in starts for size in self.sizes]
 
+    def seed(self, places: range) -> int:
+        """The seed of a draw."""
+        return self.params.seed + places.start // self.sizes[0]
+
     def settings_of(self, arm: Arm) -> Finetune:
         """The settings of an arm's pilots; the products of adapters count alike at every rank."""
         rank = arm.rank or self.settings.lora_rank
@@ -97,10 +101,6 @@ class Bench(Workbench):
         scope = scope_above(arm.how, arm.boundary, self.shape.layers)
         return self.costs(scope, arm.how.technique(self.settings_of(arm)), uncached=recomputed)
 
-    def rates(self, arm: Arm) -> list[float]:
-        """The learning rates to try, ascending."""
-        return self.settings.rates(arm.how.name, arm.boundary)
-
 
 def run(base: Path, prepared: Path, out: Path, device: Device, params: PilotParams, finetune: Schedule) -> None:
     """Fine-tune the pilots and write what they predict, :class:`salf.evidence.Pilots`."""
@@ -108,7 +108,7 @@ def run(base: Path, prepared: Path, out: Path, device: Device, params: PilotPara
     boundaries, sizes = (", ".join(map(str, sorted(each))) for each in (bench.boundaries, bench.sizes))
     print(
         f"pilots with layers 1 to {boundaries} of {bench.shape.layers} frozen, on {sizes} of {len(bench.everything)} "
-        f"training examples: {planned(bench).share:.2f} times the FLOPs of one full fine-tune"
+        f"training examples: {cost(bench).share:.2f} times the FLOPs of one full fine-tune"
     )
     pilots = measure(bench)
     untrained = np.array([_once(bench.unfinished / "untrained.json", lambda: _untrained(bench))]).T  # [V, 1]
@@ -130,7 +130,7 @@ def run(base: Path, prepared: Path, out: Path, device: Device, params: PilotPara
         laws={name: law.record for name, law in laws.items()},
         forecasts=forecasts(laws, (size, 2 * size), *settings),
         critical_sizes=critical_sizes({name: laws[name] for name in params.methods}, params.confidence),
-        flops=counted(bench, pilots),
+        flops=cost(bench, {pilot.boundary for pilot in pilots if pilot.recomputed}),
     )
     found.save(out)
     shutil.rmtree(bench.unfinished)
@@ -194,7 +194,9 @@ def measure(bench: Bench) -> list[Pilot]:
     for _, arms in groupby(bench.arms, lambda arm: arm.boundary):
         opened: dict[str, Opened] = {}  # the frozen layers' states of both splits, for all pilots of the boundary
         for arm in arms:
-            pilots = [_pilot(bench, arm, opened, largest, rate) for rate in bench.rates(arm)]
+            pilots = [
+                _pilot(bench, arm, opened, largest, rate) for rate in bench.settings.rates(arm.how.name, arm.boundary)
+            ]
             rate = min(pilots, key=lambda pilot: pilot.validation_loss).learning_rate
             pilots += [_pilot(bench, arm, opened, places, rate) for places in others]
             tried += [pilot.model_copy(update={"kept": pilot.learning_rate == rate}) for pilot in pilots]
@@ -214,8 +216,7 @@ def _pilot(bench: Bench, arm: Arm, opened: dict[str, Opened], places: range, rat
 
 
 def _train(bench: Bench, arm: Arm, opened: Mapping[str, Opened], places: range, rate: float) -> Pilot:
-    model, settings, draw = bench.open(arm.boundary), bench.settings_of(arm), places.start // bench.sizes[0]
-    seed = bench.params.seed + draw
+    model, settings, seed = bench.open(arm.boundary), bench.settings_of(arm), bench.seed(places)
     recomputed = bool(opened) and opened["training"].origin == "off"
     costs = bench.costs_of(arm, recomputed=recomputed)
     splits = begin_at(opened, bench.splits, model)
@@ -235,7 +236,7 @@ def _train(bench: Bench, arm: Arm, opened: Mapping[str, Opened], places: range, 
     return Pilot(
         **arm._asdict(),
         examples=len(places),
-        draw=draw,
+        draw=seed - bench.params.seed,
         learning_rate=rate,
         losses=done.validation_losses,
         validation_loss=sum(done.validation_losses) / len(done.validation_losses),
@@ -258,42 +259,31 @@ def _once(file: Path, make: Callable[[], Any]) -> Any:
     return read_json(file)
 
 
-def planned(bench: Bench) -> PilotFlops:
-    """The predicted cost of the pilots, if every boundary's states can be cached."""
-    unknown: dict[str, Any] = {"validation_loss": 0.0, "losses": (), "recomputed": False}
-    largest, drawn = bench.samples[0], bench.splits["training"]
-    pilots = [
-        Pilot(**arm._asdict(), examples=len(places), learning_rate=rate, flops=flops, **unknown)
-        for arm in bench.arms
-        for places in bench.samples
-        for flops in [_steps_flops(bench, arm, drawn.subset(places), bench.settings.epochs)]
-        for rate in bench.rates(arm)[: None if places == largest else 1]
-    ]
-    return counted(bench, pilots)
+def cost(bench: Bench, recomputed: Collection[int] = ()) -> PilotFlops:
+    """The cost of all pilots, losing learning rates included, against one full fine-tune at one rate.
 
-
-def counted(bench: Bench, pilots: Sequence[Pilot]) -> PilotFlops:
-    """The pilots' cost, losing learning rates included, against one full fine-tune at one rate.
-
-    Each boundary's frozen passes count from the embeddings up.
+    ``recomputed``: boundaries whose states are not cached. Each boundary's frozen passes count from the embeddings up.
     """
-    full = Arm("weights", 0, None)
-    arms = [Arm(pilot.method, pilot.boundary, pilot.rank) for pilot in pilots]
-    each = [bench.costs_of(arm, recomputed=pilot.recomputed) for arm, pilot in zip(arms, pilots, strict=True)]
-    at_boundary = {costs.scope.boundary: costs for costs in each}
-    frozen = sum(costs.frozen(split) for costs in at_boundary.values() for split in bench.splits.values())
-    training = sum(pilot.flops for pilot in pilots)
-    reading = sum(costs.reading(bench.splits["validation"]) for costs in (bench.costs_of(full), *each))
-    whole, total = _steps_flops(bench, full, bench.everything, bench.full_epochs), frozen + training + reading
-    return PilotFlops(
-        frozen=frozen, training=training, reading=reading, total=total, full_fine_tune=whole, share=total / whole
-    )
+    full, validation = bench.costs_of(Arm("weights", 0, None)), bench.splits["validation"]
+    frozen, training, reading = dict[int, int](), 0, full.reading(validation)
+    for arm in bench.arms:
+        costs = bench.costs_of(arm, recomputed=arm.boundary in recomputed)
+        frozen[arm.boundary] = sum(map(costs.frozen, bench.splits.values()))
+        for places in bench.samples:
+            times = len(bench.settings.rates(arm.how.name, arm.boundary)) if places == bench.samples[0] else 1
+            split = bench.splits["training"].subset(places)
+            training += times * _steps_flops(bench, costs, split, bench.seed(places), bench.settings.epochs)
+            reading += times * costs.reading(validation)
+    whole = _steps_flops(bench, full, bench.everything, bench.params.seed, bench.full_epochs)
+    parts = {"frozen": sum(frozen.values()), "training": training, "reading": reading}
+    total = sum(parts.values())
+    return PilotFlops(**parts, total=total, full_fine_tune=whole, share=total / whole)
 
 
-def _steps_flops(bench: Bench, arm: Arm, split: Split, epochs: int) -> int:
-    """All optimizer steps on a split, states cached; if batches are padded, as if all epochs drew alike."""
-    epoch = next(epoch_batches(split, bench.settings, bench.params.seed))
-    return epochs * sum(bench.costs_of(arm).step(parts).total for parts in epoch)
+def _steps_flops(bench: Bench, costs: Costs, split: Split, seed: int, epochs: int) -> int:
+    """All optimizer steps on a split, states cached."""
+    drawn = islice(epoch_batches(split, bench.settings, seed), epochs)
+    return sum(costs.step(parts).total for epoch in drawn for parts in epoch)
 
 
 def _laws(bench: Bench, pilots: Sequence[Pilot]) -> dict[str, JointLaw]:

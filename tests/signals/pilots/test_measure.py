@@ -21,10 +21,10 @@ def hugging_face_pilot(folder, boundary, size, seed, rate, rank):
         part.requires_grad_(False)
     if rank:
         torch.manual_seed(seed)
+        maps = [f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")]
         layers = list(range(boundary, len(network.model.layers)))
-        network = get_peft_model(
-            network, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", layers_to_transform=layers)
-        )
+        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=maps, layers_to_transform=layers)
+        network = get_peft_model(network, config)
     trained = [p for p in network.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": 0.01},
