@@ -86,7 +86,7 @@ _RC: Final[Any] = {
     "axes.edgecolor": MUTED,
     "axes.labelcolor": MUTED,
     "axes.facecolor": "none",
-    "figure.facecolor": "none",
+    "figure.facecolor": INKS["card"].stand_in,
     "xtick.color": MUTED,
     "ytick.color": MUTED,
     "text.color": INK,
@@ -126,21 +126,16 @@ def _kind(method: str) -> str:
     return "-".join((scope, *named.words)).removeprefix("full-")
 
 
-def light() -> str:
-    """The variables' values on light ground as CSS declarations."""
-    return "".join(f"{ink.variable}:{ink.light};" for ink in INKS.values())
-
-
 def style_sheet() -> str:
     """The variables of both grounds as CSS declarations: light first, dark under its media query."""
-    dark = "".join(f"{ink.variable}:{ink.dark};" for ink in INKS.values())
-    return f":root{{{light()}}}\n@media screen and (prefers-color-scheme: dark){{:root{{{dark}}}}}"
+    light, dark = ("".join(f"{ink.variable}:{getattr(ink, of)};" for ink in INKS.values()) for of in ("light", "dark"))
+    return f":root{{{light}}}\n@media screen and (prefers-color-scheme: dark){{:root{{{dark}}}}}"
 
 
 def panel(name: str, title: str, description: str, paint: Callable[[Axes], None], height: int = HEIGHT) -> str:
     """Draw one panel as an SVG element of this ``name``, ``title`` (what is seen) and ``description`` (its axes).
 
-    Ids are its own, colours are CSS variables, and the font is the page's.
+    Ids are its own, and the font is the page's. Colours are CSS variables; a file of its own is on light ground.
     """
     with mpl.rc_context(dict(_RC)):
         figure = Figure(figsize=(WIDTH / _POINTS_PER_INCH, height / _POINTS_PER_INCH), dpi=_POINTS_PER_INCH)
@@ -148,45 +143,20 @@ def panel(name: str, title: str, description: str, paint: Callable[[Axes], None]
         paint(figure.add_subplot())
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    body = buffer.getvalue()
-    body = body[body.index("<svg") :]
+    body = buffer.getvalue().partition("<svg")[2].partition(">")[2].rstrip()
     body = re.sub(r"\s*<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     body = re.sub(r"<!--.*?-->\n?", "", body, flags=re.DOTALL)
     body = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", body)
     body = re.sub(r"font: ([^;\"]*?)([\d.]+px) [^;\"]*", r"font: \1\2 var(--sans, sans-serif)", body)
     body = re.sub(r"font-family: [^;\"]*", "font-family: var(--sans, sans-serif)", body)
     for ink in INKS.values():
-        body = body.replace(ink.stand_in, f"var({ink.variable})")
-    opening = re.search(r'<svg\b[^>]*viewBox="([^"]+)"[^>]*>', body)
-    if opening is None:
-        raise ValueError("matplotlib wrote no <svg> element with a viewBox")
+        body = body.replace(ink.stand_in, f"var({ink.variable}, {ink.light})")
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" id="{name}" '
-        f'viewBox="{opening.group(1)}" role="img" aria-labelledby="{name}-title {name}-desc" class="figure">\n'
-        f' <title id="{name}-title">{escape(title)}</title>\n <desc id="{name}-desc">{escape(description)}</desc>'
-        f"{body[opening.end() :].rstrip()}"
+        f'width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" role="img" '
+        f'aria-labelledby="{name}-title {name}-desc" class="figure">\n'
+        f' <title id="{name}-title">{escape(title)}</title>\n <desc id="{name}-desc">{escape(description)}</desc>{body}'
     )
-
-
-def standalone(svg: str) -> tuple[str, str]:
-    """A panel's name, and its SVG as a file of its own: on light ground, in the size that it is drawn for."""
-    found = re.match(r'<svg [^>]*\bid="([^"]+)" viewBox="0 0 ([\d.]+) ([\d.]+)"[^>]*>', svg)
-    if found is None:
-        raise ValueError("not a panel of this module")
-    name, width, height = found.groups()
-    style = f"<style>svg{{{light()}}}</style>"
-    ground = f'<rect width="{width}" height="{height}" style="fill: var({INKS["card"].variable})"/>'
-    opening = f'{found.group(0)[:-1]} width="{width}" height="{height}">'
-    return name, f"{opening}\n {style}\n {ground}{svg[found.end() :]}\n"
-
-
-def inline(text: str) -> str:
-    """A panel for a page out of a file that :func:`standalone` made: without colours and ground of its own."""
-    added = r' width="[\d.]+" height="[\d.]+">\n <style>[^<]*</style>\n <rect [^>]*/>'
-    body, found = re.subn(added, ">", text, count=1)
-    if found != 1:
-        raise ValueError("not a file of a panel of this module")
-    return body.rstrip()
 
 
 def place_labels(

@@ -9,7 +9,7 @@ from salf.files import replacing_folder, write_text
 from stages.common.command import exit_code, parser_of
 from stages.common.params import load_params
 from stages.report.artifacts import load
-from stages.report.page import build, render, standalone_figures, summary
+from stages.report.page import build, render, summary
 
 _PLACES: Final = {
     "base": ("data/base", "folder of the base model"),
@@ -50,8 +50,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     page = build(artifacts)
     write_text(options.out, render(page))
     with replacing_folder(options.figures) as folder:
-        for name, svg in standalone_figures(page).items():
-            write_text(folder / f"{name}.svg", svg)
+        for figure in (one for section in page.sections for one in section.figures):
+            write_text(folder / f"{figure.name}.svg", f"{figure.svg}\n")
     print(f"{page.headline.title}\nreport: {options.out}")
 
 

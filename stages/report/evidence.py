@@ -9,7 +9,6 @@ import pandas as pd
 from salf.ledger import Machine
 from salf.records import PreparedLabel, PreparedRecord
 from salf.settings import TASKS
-from stages.common.figures import inline
 from stages.common.run_record import code_state, versions
 from stages.common.study_page import Cell as Shown
 from stages.report.answer import chosen_method
@@ -39,7 +38,7 @@ def study_section(artifacts: Artifacts) -> Section | None:
         rows = [[_shown(cell) for cell in row] for row in shown.rows]
         section.tables.append(Table(f"study-{name.replace(' ', '-')}", shown.caption, shown.headings, rows))
     section.figures += [
-        Figure(title, inline(figures[name])) for name, title in _STUDY_FIGURES.items() if name in figures
+        Figure(f"study-{name}", title, figures[name]) for name, title in _STUDY_FIGURES.items() if name in figures
     ]
     return section
 

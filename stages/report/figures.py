@@ -85,7 +85,7 @@ def curves(
 
 def figure(name: str, title: str, caption: str, paint: Callable[[Axes], None], height: int = HEIGHT) -> Figure:
     """Draw a figure; see :func:`stages.common.figures.panel`."""
-    return Figure(title, panel(name, title, caption, paint, height), caption)
+    return Figure(name, title, panel(name, title, caption, paint, height), caption)
 
 
 def in_percent(axis: Axis) -> None:

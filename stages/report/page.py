@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from salf.metrics import SCORES
-from stages.common.figures import standalone, style_sheet
+from stages.common.figures import style_sheet
 from stages.report import beyond, choice, depth, evidence, few, quality
 from stages.report.answer import Facts, Headline, chosen_method, facts_of, headline
 from stages.report.artifacts import Artifacts
@@ -90,11 +90,6 @@ def _key_figures(artifacts: Artifacts, facts: Facts) -> list[tuple[str, str, str
     if plan.certainty.win_share is not None:
         tiles.append(("of resamples choose it", percent(plan.certainty.win_share), f"boundary {plan.boundary}"))
     return tiles
-
-
-def standalone_figures(page: Page) -> dict[str, str]:
-    """Every figure as the text of an SVG file of its own, by its name on the page."""
-    return dict(standalone(figure.svg) for section in page.sections for figure in section.figures)
 
 
 def render(page: Page) -> str:

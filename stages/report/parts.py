@@ -78,6 +78,7 @@ def table(
 class Figure:
     """An SVG with its title (what is seen) and caption (what is drawn), which is its accessible description too."""
 
+    name: str
     title: str
     svg: str
     caption: str = ""

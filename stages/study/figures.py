@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from stages.common.figures import ACCENT, INK, MUTED, RULE, panel, place_labels, standalone
+from stages.common.figures import ACCENT, INK, MUTED, RULE, panel, place_labels
 from stages.study.measured import Floats
 from stages.study.resamples import Resamples, interval, over_groups
 from stages.study.summary import MethodSummary
@@ -52,4 +52,4 @@ def methods(depth: tuple[Floats, Floats], found: Mapping[str, MethodSummary]) ->
         "Line: fixed depths, the same boundary on all datasets, with its interval. Marks: methods with the 95 % "
         "interval over examples and seeds, each over the datasets where it was measured; the table says which."
     )
-    return standalone(panel("study-methods", "What each method costs and gains", described, paint, height=420))[1]
+    return panel("study-methods", "What each method costs and gains", described, paint, height=420) + "\n"
