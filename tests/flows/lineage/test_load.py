@@ -71,7 +71,7 @@ def write_ledger(path, records):
     with path.open("wb") as file:
         for number in range(records):
             facts = {"schema": 1, "seq": number + 1, "previous": previous, "at": "2026-01-01T00:00:00.000000Z"}
-            line = json.dumps(facts | facts(number), sort_keys=True, separators=(",", ":")).encode()
+            line = json.dumps(facts | record(number), sort_keys=True, separators=(",", ":")).encode()
             previous = hashlib.sha256(line).hexdigest()
             file.write(line + b"\n")
     head_of(path).write_text(f"{records} {previous}\n", encoding="utf-8")
@@ -82,7 +82,7 @@ def newest_result(records):
     return f"{(records // 3 - 1) // 10 * 10:032x}"
 
 
-def facts(number):
+def record(number):
     """A start, an end and what DVC locked, in turn; every tenth run judges the twenty models of that time."""
     turn, kind = divmod(number, 3)
     stage, out = (f"train@{turn % 20}", f"models/{turn % 20}") if turn % 10 else ("judge", "metrics.json")
