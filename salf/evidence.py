@@ -153,16 +153,13 @@ class SignalValue(Record):
 
 
 class PilotRun(Record):
-    """A small fine-tune: layers 1..boundary frozen, loss in nats per answer token; ``kept``: its rate won.
-
-    ``rank`` is that of adapters, ``draw`` the number of the draw of its examples.
-    """
+    """A small fine-tune: layers 1..boundary frozen, loss in nats per answer token; ``kept``: its rate won."""
 
     method: str = "weights"
     boundary: int
-    rank: int | None = None
+    rank: int | None = None  # of adapters
     examples: int
-    draw: int = 0
+    draw: int = 0  # of the examples
     learning_rate: float
     validation_loss: float
     flops: int

@@ -106,11 +106,6 @@ def joint_law(
     return JointLaw(runs, law, np.concatenate([fit.theta, again]), noise, record)
 
 
-def shared(law: JointLaw) -> Array:
-    """What a further factor of the method shares with its first: θ without A and α, which are NaN, [1 + B, d]."""
-    return np.where([name in ("A", "alpha") for name in law.law.parameters], np.nan, law.theta)
-
-
 def forecasts(laws: Mapping[str, JointLaw], examples: Sequence[float], confidence: float, seed: int) -> list[Forecast]:
     """Each method's losses at all levels that it was run at, for numbers of examples."""
     rng, found = np.random.default_rng([seed, 1]), []

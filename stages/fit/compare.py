@@ -137,24 +137,20 @@ def holdout_excess(law: Assessment, assessments: Sequence[Assessment]) -> tuple[
 def verdict(quantity: str, assessments: Sequence[Assessment], curve: Array) -> str:
     """Say which law describes which spaces of the curve [L], or that none does and what follows."""
     best, fits = choose(assessments)
+    laws = [a for a in assessments if not a.is_baseline]
+    if not laws:
+        return f"No law was fitted to the {quantity}: too few layers. Rely on observed gains."
     if not fits:
-        return _no_law(quantity, assessments)
+        nearest = min(laws, key=lambda a: a.aicc)
+        where = f"{nearest.form.name} from space {nearest.first_space} on"
+        why = "; ".join(faults(nearest, assessments))
+        return f"No law fits the {quantity}: the nearest, {where}, fails: {why}. Rely on observed gains."
     name = f"{best.form.name.replace('_', ' ')} (r² {best.r2:.3f})"
     words = f"A law describes the {quantity} over spaces {best.first_space}–{len(curve)}: {name}."
     if best.first_space == 1:
         return words
     before = curve[: best.first_space - 1]
     return f"No law holds over the whole depth. {words} Before it, values are {before.min():.3g} to {before.max():.3g}."
-
-
-def _no_law(quantity: str, assessments: Sequence[Assessment]) -> str:
-    laws = [a for a in assessments if not a.is_baseline]
-    if not laws:
-        return f"No law was fitted to the {quantity}: too few layers. Rely on observed gains."
-    nearest = min(laws, key=lambda a: a.aicc)
-    where = f"{nearest.form.name} from space {nearest.first_space} on"
-    why = "; ".join(faults(nearest, assessments))
-    return f"No law fits the {quantity}: the nearest, {where}, fails: {why}. Rely on observed gains."
 
 
 def _holdout(form: Form, curves: Array, layers: int) -> Array | None:

@@ -9,6 +9,7 @@ smallest total loss stays, and k0 and C count as parameters. Resamples try the k
 """
 
 from abc import ABC, abstractmethod
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -162,15 +163,11 @@ class _IsotonicForm(Form):
         return int(self.natural(theta[None])[0, 0])
 
 
-def power_from(first: int) -> Form:
-    """Return the power law from a space on, for curves that begin there."""
-    return _LawForm(POWER, first)
-
-
 def _spaces(curves: Array) -> Array:
     return np.arange(1, curves.shape[1] + 1, dtype=float)
 
 
 POWER_FORM: Final = _LawForm(POWER)
+power_from = partial(_LawForm, POWER)  # the power law from a space on, for curves that begin there
 LAWS: Final[tuple[Form, ...]] = (POWER_FORM, _TailForm(), _LawForm(EXPONENTIAL), _LawForm(BROKEN_POWER))
 BASELINES: Final[tuple[Form, ...]] = (_IsotonicForm(), _LawForm(CONSTANT))

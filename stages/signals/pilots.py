@@ -25,7 +25,7 @@ from salf.errors import UserError
 from salf.evidence import PilotFlops, PilotRun, Pilots
 from salf.files import code_hashes, digest_of, read_json, work_folder, write_json
 from salf.fitting.bootstrap import resampled_means
-from salf.fitting.joint import JointLaw, Runs, critical_sizes, forecasts, joint_law, shared
+from salf.fitting.joint import JointLaw, Runs, critical_sizes, forecasts, joint_law
 from salf.law_command import show
 from salf.laws import Array
 from salf.methods import Method
@@ -296,7 +296,8 @@ def _laws(bench: Bench, pilots: Sequence[Pilot]) -> dict[str, JointLaw]:
     if settings.ranks:
         own = [pilot for pilot in pilots if pilot.boundary == bench.boundaries[-1] and pilot.rank in settings.ranks]
         runs, law = _runs(bench, "rank", [pilot.rank or 0 for pilot in own], own), laws["lora"]
-        laws["lora by rank"] = joint_law(runs, settings.confidence, settings.seed, [law.law], shared(law))
+        held = np.where([name in ("A", "alpha") for name in law.law.parameters], np.nan, law.theta)
+        laws["lora by rank"] = joint_law(runs, settings.confidence, settings.seed, [law.law], held)
     return laws
 
 

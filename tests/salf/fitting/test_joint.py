@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import brentq, minimize
 
-from salf.fitting.joint import JointLaw, Runs, critical_sizes, forecasts, joint_law, overtaken, shared
+from salf.fitting.joint import JointLaw, Runs, critical_sizes, forecasts, joint_law, overtaken
 from salf.laws import JOINT
 from tests.salf.fitting.natural import internal
 
@@ -140,7 +140,8 @@ def test_a_further_factor_shares_e_and_beta_with_the_first():
     e, beta = first.record.parameters["E"], first.record.parameters["beta"]
     ranks = grid((4.0, 8.0, 16.0, 32.0))
     made = runs(lambda x, d: multiplicative(x, d, E=e, A=3.0, alpha=0.05, beta=beta), ranks, factor="rank")
-    law = joint_law(made, 0.9, 1, [first.law], shared(first))
+    held = np.where(np.isin(JOINT.parameters, ("A", "alpha")), np.nan, first.theta)
+    law = joint_law(made, 0.9, 1, [first.law], held)
     assert law.record.parameters == pytest.approx({"E": e, "A": 3.0, "alpha": 0.05, "beta": beta}, rel=1e-3)
     np.testing.assert_allclose(law.theta[:, [0, 3]], first.theta[:, [0, 3]], rtol=1e-12)  # in every resample, too
 
