@@ -8,11 +8,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from ruamel.yaml import YAML
 from transformers import AutoModelForCausalLM
 
 from salf.errors import UserError
 from salf.shape import ModelShape
+from stages.common.params import load_params
 from stages.signals import pilots
+from tests.conftest import write_params
+from tests.docs_blocks import blocks
 
 SMALL = {"pilot__boundaries": [0.25, 0.5], "pilot__sizes": [0.25]}
 
@@ -182,6 +186,13 @@ def test_pilots_that_cannot_be_are_refused_in_one_line(workspace, changes, why):
         workspace.pilot(**{f"pilot__{key}": value for key, value in changes.items()})
     assert not workspace.out.exists()
     assert len(str(refused.value).splitlines()) == 1
+
+
+def test_the_documented_pilots_are_parameters(tmp_path):
+    (_, block) = next(each for each in blocks("tuning.md", "yaml", "Which method at my data size"))
+    changes = YAML(typ="safe", pure=True).load(block)["pilot"]
+    params = load_params(write_params(tmp_path, **{f"pilot__{name}": value for name, value in changes.items()}))
+    assert params.pilot.methods == ["weights", "lora"]
 
 
 def test_a_grid_of_learning_rates_is_searched_at_the_largest_size_alone(workspace):
