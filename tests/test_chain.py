@@ -286,7 +286,7 @@ def test_at_equal_compute_a_frozen_run_spends_what_it_saves_on_epochs(chain):
     assert longer["learning_rate"] in (0.001, 0.01)  # salf's, for want of its own
     card = (chain.root / "equal/model/README.md").read_text(encoding="utf-8")
     assert f"({longer['epochs']} epochs)" in card
-    assert "The boundary was given by hand." in card
+    assert "Boundary: 2 (the last frozen layer" in card
 
 
 def test_a_variant_is_compared_under_its_own_name(chain):

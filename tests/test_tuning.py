@@ -63,7 +63,7 @@ def test_the_yaml_block_and_the_command_are_those_of_the_project():
     (_, block), *_ = blocks(PAGE, "yaml")
     shipped = load_params(PROJECT / "params.yaml")
     assert Race.model_validate(YAML(typ="safe").load(block)["race"]) == shipped.race == Race()
-    (command,) = commands(PAGE)
+    command, *_ = commands(PAGE)
     assert overrides(command, "-S") == ["compare.methods=[race]"]
     own = shipped.finetune.model_dump()
     aside = {

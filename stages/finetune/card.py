@@ -54,7 +54,7 @@ Base: {base.name}, {base.origin}.{f" {OPENED_BY}" if run.how.answer_side else ""
 Trained: {trained_words(run, base.layers)} — {run.how.trains}: {run.trained_parameters:,} of {run.parameters:,} \
 parameters.
 {head_words(run, tied=plan.model.tied_head)}
-Boundary {run.boundary}, the last frozen layer. The plan's own choice: {plan.reason}
+Boundary: {run.boundary} (the last frozen layer; 0 if none is). The plan's own choice: {plan.reason}
 
 ## Data
 

@@ -17,7 +17,7 @@ from salf.plan_records import Rates
 from salf.records import PreparedSizes, SplitSize
 from salf.settings import Device
 from salf.shape import ModelShape
-from salf.summary import summary_lines
+from salf.summary import summary
 from salf.workload import cost_model
 from stages.plan.__main__ import main
 
@@ -81,7 +81,7 @@ def test_time_and_its_price_pay_for_the_same_boundaries(timed):
         assert plan.timed.shallowest_answer < 4
         assert (plan.timed.budget, plan.timed.rates) == (budget, RATES)
         assert plan.timed.seconds == pytest.approx(within)
-        said = "\n".join(summary_lines(plan))
+        said = "\n".join(summary(plan))
         answers = plan.timed.shallowest_answer
         assert f"all positions from boundary 4 on; answers alone (+answer) from boundary {answers} on" in said
         half = timed.plan(budget=budget, price_per_hour=price, selector="half")
