@@ -244,10 +244,10 @@ def test_edited_code_runs_its_own_stage_and_shared_code_runs_all(copy, file, run
 
 @pytest.mark.slow
 def test_a_parameter_changed_back_is_restored_and_not_run_again(copy):
-    before = copy.get("finetune.lora_alpha")
-    copy.change("finetune.lora_alpha", 4)
+    before = copy.get("finetune.lisa_steps")
+    copy.change("finetune.lisa_steps", 4)
     assert copy.repro() == after("finetune")
-    copy.change("finetune.lora_alpha", before)
+    copy.change("finetune.lisa_steps", before)
     # The page is a plain file in git, not in DVC's cache: it alone is made again.
     assert copy.repro() == {"report"}
 
