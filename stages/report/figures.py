@@ -37,10 +37,8 @@ def quality_cost(metric: str, methods: Sequence[Method], baselines: Mapping[str,
         in_percent(axes.xaxis)
         axes.set(xlabel="share of full fine-tuning’s FLOPs", ylabel=f"test {SCORES[metric]}")
         strokes = [dot for n, s in scores.items() for dot in along([(share[n], s.low), (share[n], s.high)])]
-        right = axes.get_xlim()[1]
-        strokes += [dot for b in baselines.values() for dot in along([(0.0, b.value), (right, b.value)])]
         marks = [(share[name], score.value, name, colour(name)) for name, score in scores.items()]
-        marks += [(0.0, baseline.value, name, MUTED) for name, baseline in baselines.items()]
+        marks += [(axes.get_xlim()[1], baseline.value, name, MUTED) for name, baseline in baselines.items()]
         place_labels(axes, marks, strokes)
 
     caption = (
