@@ -15,6 +15,8 @@ from salf.engine.answer_model import AnswerSideModel, base_network
 from salf.engine.models.adapter import CausalModel, open_model, take_apart
 from salf.engine.perplexity import perplexity, text_examples
 from salf.engine.runtime import Runtime, choose_runtime
+from salf.engine.techniques.dcp import pruned
+from salf.engine.techniques.roste import quantised
 from salf.errors import UserError, reading
 from salf.files import require, significant, write_json
 from stages.common.command import exit_code
@@ -44,9 +46,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _opened(folder: Path, base: Path, runtime: Runtime) -> CausalModel:
-    """A model, its trained weights at every position: of an answer-side model, too."""
+    """A model as it was trained to compute, its trained weights at every position: of an answer-side model, too."""
     if not is_answer_side(folder):
-        return open_model(folder, runtime.device, runtime.dtype, base=base)
+        model = open_model(folder, runtime.device, runtime.dtype, base=base)
+        pruned(quantised(model.network, folder), folder)
+        return model
     dtype = getattr(torch, AnswerSideRecord.load(folder).base.dtype)
     opened = AnswerSideModel.from_pretrained(folder, open_model(base, runtime.device, dtype).network)
     return take_apart(base_network(opened.to(runtime.dtype).trained).eval())

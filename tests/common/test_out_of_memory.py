@@ -3,6 +3,7 @@
 import errno
 import os
 import resource
+import shutil
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ from salf.errors import UserError, reading
 from salf.memory import shortage
 from stages.common.command import exit_code
 from tests.conftest import write_params
+from tests.engine.models.tiny import save_tiny
 from tests.stage_sources import ROOT
 from tests.test_chain import Chain, commands, new_chain
 
@@ -102,7 +104,10 @@ sys.exit(exit_code(main, argv))
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory, hub_folder) -> Chain:
-    chain = new_chain(tmp_path_factory.mktemp("limited"), hub_folder)
+    """A chain up to the plan, of a model whose embeddings take 51 MB, and a multiple of that to train."""
+    wide = shutil.copytree(hub_folder, tmp_path_factory.mktemp("hub") / "wide")
+    save_tiny(wide, vocab_size=400_000, tie_word_embeddings=True, bos_token_id=0, eos_token_id=1, pad_token_id=1)
+    chain = new_chain(tmp_path_factory.mktemp("limited"), wide, plan__budget=1.0)
     (chain.root / "data").mkdir()
     (chain.root / "reports").mkdir()
     for name, *argv in commands([]):
@@ -113,20 +118,16 @@ def chain(tmp_path_factory, hub_folder) -> Chain:
 
 @pytest.mark.slow
 def test_a_fine_tune_too_large_for_its_address_space_says_in_one_line_what_to_change(chain):
-    (argv,) = [argv for stage, *argv in commands(["lora"]) if stage == "finetune"]
-    params = chain.root / "params.yaml"
-    text = params.read_text(encoding="utf-8")
-    params.write_text(text.replace("lora_rank: 8", "lora_rank: 4000000"), encoding="utf-8")
+    (argv,) = [argv for stage, *argv in commands(["full"]) if stage == "finetune"]
     words = [sys.executable, "-c", LIMITED, "500", "finetune", *argv]
     plain = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(words, cwd=chain.root, env=plain, capture_output=True, text=True, check=False)
-    params.write_text(text, encoding="utf-8")
     assert ended.returncode == 2, ended.stderr
     (line,) = ended.stderr.splitlines()
     assert line.startswith("error: out of memory (address space is limited to ")
     assert " bytes more were asked for: raise finetune.accumulate (now 1), " in line
     assert "estimated need above boundary 0: " in line
-    assert not (chain.root / "data/models").exists() or not any((chain.root / "data/models").glob("lora*"))
+    assert not (chain.root / "data/models").exists() or not any((chain.root / "data/models").glob("full*"))
 
 
 FILL = """

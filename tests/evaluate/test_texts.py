@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
@@ -59,6 +60,23 @@ def test_perplexities_are_those_of_a_plain_loop(project):
             assert found[name][text]["perplexity"] == pytest.approx(perplexity, rel=1e-4)
             assert found[name][text]["tokens"] == tokens == 16
     assert found["base"]["one"] != found["tuned"]["one"]
+
+
+def test_a_pruned_model_reads_as_it_was_trained_to(project):
+    """Layers that drop every earlier token leave each token alone."""
+    network = AutoModelForCausalLM.from_pretrained(project / "tuned", dtype=torch.float32).eval()
+    (project / "tuned/pruning").mkdir()
+    parts = {"query": torch.zeros(2, network.config.hidden_size), "bias": torch.tensor([-9.0])}
+    parts["key"] = parts["query"].clone()
+    paths = [f"model.layers.{number}.self_attn.interaction." for number in range(network.config.num_hidden_layers)]
+    saved = {path + name: part.clone() for path in paths for name, part in parts.items()}
+    save_file(saved, project / "tuned/pruning/interactions.safetensors")
+    ids = Tokenizer.from_file("base/tokenizer.json").encode(TEXT, add_special_tokens=False).ids[:17]
+    with torch.no_grad():
+        alone = [network(torch.tensor([[token]])).logits[0, 0].log_softmax(-1) for token in ids]
+    nats = [-float(scores[following]) for scores, following in zip(alone, ids[1:], strict=False)]
+    expected = float(torch.tensor(nats).mean().exp())
+    assert run("one=one.txt")["tuned"]["one"]["perplexity"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_what_is_no_text_is_one_line(project):

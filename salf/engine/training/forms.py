@@ -94,11 +94,14 @@ class Lora(Form):
 
         self.network = model.network
         model.network.requires_grad_(False)
+        maps = _linear_maps(model.layers[0])
+        if settings.lora_rank > (most := max(maps.values(), default=settings.lora_rank)):
+            raise UserError(f"a LoRA rank of {settings.lora_rank} is above {most}, the highest that a matrix has")
         torch.manual_seed(seed)
         config = LoraConfig(
             r=settings.lora_rank,
             lora_alpha=settings.lora_alpha,
-            target_modules=_linear_maps(model.layers[0]),
+            target_modules=sorted(maps),
             layers_to_transform=[layer - 1 for layer in layers],
             layers_pattern=model.family.layers.rsplit(".", 1)[-1],
             task_type="CAUSAL_LM",
@@ -181,7 +184,8 @@ class Trainable:
                 layer.zero_grad(set_to_none=True)
 
 
-def _linear_maps(layer: nn.Module) -> list[str]:
-    """Names of a decoder layer's linear maps, which take adapters."""
+def _linear_maps(layer: nn.Module) -> dict[str, int]:
+    """A decoder layer's linear maps, which take adapters: the highest possible rank by name."""
     linear = (nn.Linear, Conv1D)  # not a mixture's experts, which transformers keeps in one tensor of three dimensions
-    return sorted({name.rsplit(".", 1)[-1] for name, part in layer.named_modules() if isinstance(part, linear)})
+    found = ((name, part) for name, part in layer.named_modules() if isinstance(part, linear))
+    return {name.rsplit(".", 1)[-1]: min(part.weight.shape) for name, part in found}

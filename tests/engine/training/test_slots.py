@@ -6,6 +6,7 @@ import torch
 from salf.engine.models.adapter import CausalModel
 from salf.engine.training import step
 from salf.engine.training.forms import Lora, Trainable, Weights
+from salf.errors import UserError
 from salf.families import family_of
 from salf.methods import SLOTS, WORDS, Method, Word, checked, method_of
 from tests.engine.models.tiny import tiny_network
@@ -61,9 +62,9 @@ NEUTRAL = {
 }
 
 
-def made(method, boundary, **overrides):
+def made(method, boundary, settings=None, **overrides):
     model = CausalModel(tiny_network(tie_word_embeddings=True, **overrides), family_of("llama"))
-    return Trainable.of(model, method, scope_above(boundary), params(), seed=1, steps=6)
+    return Trainable.of(model, method, scope_above(boundary), settings or params(), seed=1, steps=6)
 
 
 @pytest.mark.parametrize("words", [*((name,) for name in NEUTRAL), tuple(NEUTRAL)], ids="+".join)
@@ -93,6 +94,12 @@ def test_adapters_whose_products_are_zero_are_the_base_and_training_folds_them_i
     assert after.keys() == base.keys()
     assert {name for name in base if not torch.equal(after[name], base[name])} == changed
     assert all(name.startswith(("model.layers.2.", "model.layers.3.")) for name in changed)
+
+
+def test_adapters_whose_rank_no_matrix_has_are_refused():
+    made(Method("full", ("lora",)), 2, params(lora_rank=32))
+    with pytest.raises(UserError, match="a LoRA rank of 33 is above 32, the highest that a matrix has"):
+        made(Method("full", ("lora",)), 2, params(lora_rank=33))
 
 
 @pytest.mark.parametrize("word", WORDS.values(), ids=lambda word: word.name)
