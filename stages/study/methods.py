@@ -143,7 +143,8 @@ def total_share(case: Case, method: str) -> float:
 def default_of(cases: Cases, methods: Methods) -> tuple[str, DefaultChoice]:
     """Return the default by the rule, chosen on all datasets, and what the rule comes to with groups left out."""
     groups = sorted({one.case.group for one in cases})
-    measured = {name: _measured(cases, name) for name in methods if opened_by(name) != "salf"}
+    opened = [name for name in methods if opened_by(name) != "salf"]
+    measured = {name: [pair for pair in _measured(cases, name) if _with_all_seeds(*pair)] for name in opened}
     lacking = {name: sorted({*groups} - {one.case.group for one, _ in each}) for name, each in measured.items()}
     everywhere = [name for name, without in lacking.items() if not without]
     common = [one for one in cases if all((one, named(one.case, name)) in measured[name] for name in everywhere)]
@@ -172,6 +173,11 @@ def default_of(cases: Cases, methods: Methods) -> tuple[str, DefaultChoice]:
         aim=AIM,
         missed={name: gap for name, gap in gaps.items() if gap > 0},
     )
+
+
+def _with_all_seeds(one: Resamples, method: str) -> bool:
+    """Whether a method was measured with every seed that full fine-tuning has on a case."""
+    return one.case.common_seeds(method, FULL) == one.case.runs[FULL, "epochs"].seeds
 
 
 def _by_group(gaps: Mapping[str, Sequence[Gap]]) -> pd.DataFrame:

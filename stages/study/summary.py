@@ -65,8 +65,9 @@ class MethodSummary(Estimate):
 class DefaultChoice(_Record):
     """The default by the rule that was fixed beforehand.
 
-    The rule: among methods whose result transformers or PEFT opens and that were measured on every group, the one of
-    the lowest total cost whose mean difference is at least ``margin_points``; full fine-tuning is one of them.
+    The rule: among methods whose result transformers or PEFT opens and that were measured on every group, with all
+    seeds of full fine-tuning there, the one of the lowest total cost whose mean difference is at least
+    ``margin_points``; full fine-tuning is one of them.
 
     Attributes:
         datasets: where all candidates were measured; the rule reads these alone.

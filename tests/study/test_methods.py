@@ -99,9 +99,10 @@ def test_what_trains_longer_is_compared_at_equal_flops(study):
     assert half.at_equal_flops.interval_datasets is None
 
 
-def measure(study, method, right, flops, rates="0.1"):
+def measure(study, method, right, flops, seeds=(1, 2)):
     for data_set, count in zip("abc", right, strict=False):
-        study.run(data_set, method, count, 1, flops=flops, rates=rates)
+        for seed in seeds:
+            study.run(data_set, method, count, seed, flops=flops, rates="0.1")
 
 
 def test_the_default_is_the_cheapest_that_transformers_or_peft_opens_within_half_a_point(study):
@@ -144,6 +145,13 @@ def test_a_method_that_lacks_a_dataset_is_no_candidate_and_others_are_compared_o
     assert why.not_everywhere == {"lora": ["c"]}
     assert why.datasets == ["a", "b", "c"]
     assert why.candidates["half"][0] == pytest.approx(-5.0)  # not the mean with a2
+
+
+def test_a_method_that_lacks_a_seed_of_full_fine_tuning_is_no_candidate(study):
+    measure(study, "full+answer+lora", (36, 32, 38), 250, seeds=(1,))
+    everyone, _ = cases(study)
+    default, why = methods.default_of(everyone, methods.summarise(everyone))
+    assert (default, why.not_everywhere) == ("full", {"full+answer+lora": ["a", "b", "c"]})
 
 
 def test_a_race_is_held_against_the_grid_that_validation_prefers(study):
