@@ -55,7 +55,7 @@ def measure_shift(tuned: CausalModel, base: CausalModel, runtime: Runtime, split
             spaces = zip(chain([mine], above), chain([its], above_base), strict=True)
             for space, (mine, its) in enumerate(spaces, start.space):
                 if mine is not its:
-                    layers[space] += float(_divergences(base, mine, base, its)[0].sum())
+                    layers[space] += float(_divergences(base, mine, base, its, back=False).sum())
             examples = torch.tensor(index)[(packing.slots // packing.longest).cpu()]  # [N]
             sums.index_add_(1, examples, _divergences(tuned, mine, base, its).cpu())
             tokens.index_add_(0, examples, torch.ones(len(examples), dtype=torch.double))
@@ -63,10 +63,15 @@ def measure_shift(tuned: CausalModel, base: CausalModel, runtime: Runtime, split
     return Shift(from_base, to_base, tokens.numpy(), layers / float(tokens.sum()))
 
 
-def _divergences(one: CausalModel, states: Tensor, other: CausalModel, its_states: Tensor) -> Tensor:
-    """Both divergences between the predictions of two models from raw states [N, hidden], one first: [2, N]."""
+def _divergences(
+    one: CausalModel, states: Tensor, other: CausalModel, its_states: Tensor, *, back: bool = True
+) -> Tensor:
+    """Divergences between the predictions of two models from raw states [N, hidden]: one's from the other's, and back.
+
+    Returns [2, N], without ``back`` [1, N].
+    """
     parts = []
     for mine, its in zip(states.split(HEAD_ROWS), its_states.split(HEAD_ROWS), strict=True):
         p, q = (m.logits(part).float().log_softmax(-1) for m, part in ((one, mine), (other, its)))  # [m, vocabulary]
-        parts.append(torch.stack([(p.exp() * (p - q)).sum(-1), (q.exp() * (q - p)).sum(-1)]))
+        parts.append(torch.stack([(p.exp() * (p - q)).sum(-1), *([(q.exp() * (q - p)).sum(-1)] if back else [])]))
     return torch.cat(parts, dim=1).clamp(min=0).double()
