@@ -187,5 +187,10 @@ class Trainable:
 def _linear_maps(layer: nn.Module) -> dict[str, int]:
     """A decoder layer's linear maps, which take adapters: the highest possible rank by name."""
     linear = (nn.Linear, Conv1D)  # not a mixture's experts, which transformers keeps in one tensor of three dimensions
-    found = ((name, part) for name, part in layer.named_modules() if isinstance(part, linear))
-    return {name.rsplit(".", 1)[-1]: min(part.weight.shape) for name, part in found}
+    found = {name.rsplit(".", 1)[-1]: part for name, part in layer.named_modules() if isinstance(part, linear)}
+    return {name: min(_shape(part)) for name, part in found.items()}
+
+
+def _shape(part: nn.Linear | Conv1D) -> tuple[int, int]:
+    """A map's width and height, which a quantised weight does not have."""
+    return (part.in_features, part.out_features) if isinstance(part, nn.Linear) else tuple(part.weight.shape)
