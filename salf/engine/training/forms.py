@@ -94,14 +94,14 @@ class Lora(Form):
 
         self.network = model.network
         model.network.requires_grad_(False)
-        maps = _linear_maps(model.layers[0])
-        if settings.lora_rank > (most := max(maps.values(), default=settings.lora_rank)):
+        adapted = _linear_maps(model.layers[max(layers) - 1]).values()  # a frozen one may be quantised: no such shape
+        if settings.lora_rank > (most := max((min(part.weight.shape) for part in adapted), default=settings.lora_rank)):
             raise UserError(f"a LoRA rank of {settings.lora_rank} is above {most}, the highest that a matrix has")
         torch.manual_seed(seed)
         config = LoraConfig(
             r=settings.lora_rank,
             lora_alpha=settings.lora_alpha,
-            target_modules=sorted(maps),
+            target_modules=sorted(_linear_maps(model.layers[0])),
             layers_to_transform=[layer - 1 for layer in layers],
             layers_pattern=model.family.layers.rsplit(".", 1)[-1],
             task_type="CAUSAL_LM",
@@ -184,13 +184,7 @@ class Trainable:
                 layer.zero_grad(set_to_none=True)
 
 
-def _linear_maps(layer: nn.Module) -> dict[str, int]:
-    """A decoder layer's linear maps, which take adapters: the highest possible rank by name."""
+def _linear_maps(layer: nn.Module) -> dict[str, nn.Linear | Conv1D]:
+    """A decoder layer's linear maps by name, which take adapters."""
     linear = (nn.Linear, Conv1D)  # not a mixture's experts, which transformers keeps in one tensor of three dimensions
-    found = {name.rsplit(".", 1)[-1]: part for name, part in layer.named_modules() if isinstance(part, linear)}
-    return {name: min(_shape(part)) for name, part in found.items()}
-
-
-def _shape(part: nn.Linear | Conv1D) -> tuple[int, int]:
-    """A map's width and height, which a quantised weight does not have."""
-    return (part.in_features, part.out_features) if isinstance(part, nn.Linear) else tuple(part.weight.shape)
+    return {name.rsplit(".", 1)[-1]: part for name, part in layer.named_modules() if isinstance(part, linear)}
