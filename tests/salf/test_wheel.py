@@ -31,6 +31,22 @@ import salf
 heavy = {"torch", "transformers", "peft", "dvc", "prefect", "pandas"} & set(sys.modules)
 print(json.dumps({"file": salf.__file__, "heavy": sorted(heavy), "same": before == dict(os.environ)}))
 """
+_UNDECLARED = """
+import sys
+from importlib.metadata import packages_distributions, requires
+import salf.cli, salf.law_command, salf.scale.command
+
+loaded = {name.partition(".")[0] for name in sys.modules}
+from packaging.requirements import Requirement
+
+declared, found = ["salf"], packages_distributions()
+for name in declared:
+    needed = map(Requirement, requires(name) or ())
+    wanted = [one.name for one in needed if one.marker is None or one.marker.evaluate({"extra": ""})]
+    declared += [name for name in wanted if name not in declared]
+known = {name.lower().replace("_", "-") for name in declared}
+print(*{name for top in loaded for name in found.get(top, ()) if name.lower().replace("_", "-") not in known})
+"""
 _EXAMPLE = """
 import torch
 from transformers import AutoModelForCausalLM
@@ -73,6 +89,11 @@ def python(tmp_path_factory):
 def test_importing_it_loads_nothing_heavy_and_changes_nothing(python):
     told = json.loads(python("python", "-c", _IMPORT))
     assert told == {"file": str(python.site / "salf/__init__.py"), "heavy": [], "same": True}
+
+
+def test_the_command_imports_only_packages_that_the_wheel_declares(python):
+    undeclared = set(python("python", "-c", _UNDECLARED).split())
+    assert undeclared <= {"attrs", "setuptools"}  # rich takes the first if it is there; Python starts with the other
 
 
 def test_every_public_name_is_there(python):
