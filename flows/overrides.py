@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from salf.errors import UserError, reading
-from salf.files import replacing_file
+from salf.files import write_text
 
 PARAMS_FILE: Final = Path("params.yaml")
 _JOURNAL: Final = Path(".dvc/tmp/flow-params.json")
@@ -51,10 +51,10 @@ def overridden(project: Path, overrides: Mapping[str, Any]) -> Iterator[None]:
     if not overrides:
         yield
         return
-    path, before = project / PARAMS_FILE, read(project)
+    path, before = (project / PARAMS_FILE).resolve(), read(project)  # a link stays one
     during = changed(before, overrides)
-    _write(project / _JOURNAL, json.dumps({"before": before, "during": during}))
-    _write(path, during)
+    write_text(project / _JOURNAL, json.dumps({"before": before, "during": during}))
+    write_text(path, during)
     try:
         yield
     finally:
@@ -70,10 +70,10 @@ def take_back(project: Path) -> bool:
         journal = json.loads((project / _JOURNAL).read_bytes())
     except FileNotFoundError:
         return False
-    path = project / PARAMS_FILE
+    path = (project / PARAMS_FILE).resolve()
     untouched = path.exists() and path.read_bytes() == journal["during"].encode()
     if untouched:
-        _write(path, journal["before"])
+        write_text(path, journal["before"])
     (project / _JOURNAL).unlink()
     return untouched
 
@@ -120,8 +120,3 @@ def _set(params: Any, key: str, value: Any) -> str | None:
             place = place[name]
     place[last] = value
     return None
-
-
-def _write(path: Path, text: str) -> None:
-    with replacing_file(path.resolve()) as aside:  # a link stays one
-        aside.write_bytes(text.encode())

@@ -74,15 +74,11 @@ def _run_all(graph: Sequence[StageNode], forced: frozenset[str], held: Workspace
             retries=node.retries,
             retry_delay_seconds=[RETRY_SECONDS * 2**n for n in range(node.retries)] or 0,
         )
-        force = node.name in forced
-        states[node.name] = task_of_stage(node, held, force, wait_for=needs, return_state=True)
-        if not states[node.name].is_completed():
-            break
-    runs = [state.result() for state in states.values() if state.is_completed()]
-    for name, state in states.items():
+        state = task_of_stage(node, held, node.name in forced, wait_for=needs, return_state=True)
         if not state.is_completed():
-            return running.failed(state.message or f"{name}: {state.name}")
-    line = counts_line(runs)
+            return running.failed(state.message or f"{node.name}: {state.name}")
+        states[node.name] = state
+    line = counts_line([state.result() for state in states.values()])
     get_run_logger().info(line)
     return Completed(message=line)
 
@@ -114,7 +110,7 @@ def _stage(node: StageNode, held: Workspace, force: bool) -> Any:
         fault = StageFailedError(f"{node.name}: up to date, but not recorded: {error}", passing=False)
         return Failed(message=str(fault), data=fault)
     line = f"{run.outcome.value} in {duration(run.seconds)}"
-    get_run_logger().info("%s: %s", run.name, line)
+    get_run_logger().info("%s: %s", node.name, line)
     return Completed(name=run.outcome.value.capitalize(), message=line, data=run)
 
 

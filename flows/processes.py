@@ -23,10 +23,6 @@ GRACE_SECONDS = 5.0  # between asking a family to stop and killing it
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class TimedOutError(Exception):
-    """The process ran longer than it was allowed to and was stopped."""
-
-
 def run_streaming(
     command: Sequence[str],
     folder: Path,
@@ -42,13 +38,12 @@ def run_streaming(
     descriptors ``keep_open``.
 
     Raises:
-        TimedOutError: ``timeout`` seconds have passed.
+        subprocess.TimeoutExpired: ``timeout`` seconds have passed, and the command was stopped.
     """
-    deadline = None if timeout is None else time.monotonic() + timeout
     streams: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
     with guarded(command, cwd=folder, env=dict(environment), pass_fds=keep_open, **streams) as process:
         try:
-            _pass_on(process, on_line, deadline)
+            _pass_on(process, on_line, timeout)
             return process.wait()
         finally:
             let_end(process)
@@ -111,18 +106,19 @@ def listen_again() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-def _pass_on(process: "subprocess.Popen[str]", on_line: Callable[[str], None], deadline: float | None) -> None:
+def _pass_on(process: "subprocess.Popen[str]", on_line: Callable[[str], None], timeout: float | None) -> None:
+    began = time.monotonic()
     lines: queue.Queue[str | None] = queue.Queue()
     assert process.stdout is not None
     threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
-    while deadline is None or time.monotonic() < deadline:
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+    while timeout is None or time.monotonic() < began + timeout:
+        left = None if timeout is None else max(0.0, began + timeout - time.monotonic())
         with contextlib.suppress(queue.Empty):
             line = lines.get(timeout=left)
             if line is None:
                 return
             on_line(line)
-    raise TimedOutError
+    raise subprocess.TimeoutExpired(process.args, timeout)
 
 
 def _read(stream: IO[str], lines: "queue.Queue[str | None]") -> None:

@@ -2,8 +2,8 @@
 
 import argparse
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -14,9 +14,8 @@ from prefect.states import Failed
 from pydantic import Field
 
 from flows import report, server
-from flows.environment import stage_environment
 from flows.processes import end_cleanly
-from flows.workspace import Workspace, sole_run
+from flows.workspace import Workspace, sole_run, stage_environment
 from salf.children import end_with
 from salf.errors import BAD_INPUT, INTERRUPTED, UserError
 
@@ -25,13 +24,11 @@ _STARTED_BY_A_WORKER: Final = "PREFECT__FLOW_RUN_ID"  # set by Prefect in the pr
 DottedName = Annotated[str, Field(pattern=r"^[^.\s]+(\.[^.\s]+)*$")]
 
 
-@contextmanager
-def workspace(project: Path, wait: bool) -> Iterator[Workspace]:
+def workspace(project: Path, wait: bool) -> AbstractContextManager[Workspace]:
     """Hold the project for the current flow run; see :func:`sole_run`."""
     if _STARTED_BY_A_WORKER in os.environ:
         end_with(os.getppid())  # nobody could cancel this run any more
-    with sole_run(project, flow_run.name or "unnamed", wait, get_run_logger().warning, str(flow_run.id)) as held:
-        yield held
+    return sole_run(project, flow_run.name or "unnamed", wait, get_run_logger().warning, str(flow_run.id))
 
 
 def failed(message: str, name: str = "Failed") -> State[Any]:

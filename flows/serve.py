@@ -25,10 +25,9 @@ from prefect.workers.process import ProcessWorker
 from ruamel.yaml import YAML
 
 from flows import report, server
-from flows.environment import stage_environment
 from flows.processes import end_cleanly, let_end
 from flows.server import PREFECT
-from flows.workspace import WorkspaceBusyError, sole_run
+from flows.workspace import WorkspaceBusyError, sole_run, stage_environment
 from salf.children import end_with
 from salf.errors import BAD_INPUT, UserError
 
@@ -137,11 +136,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     end_cleanly()
     try:
-        serve(Path.cwd(), given.host, given.port)
+        with contextlib.suppress(KeyboardInterrupt):
+            serve(Path.cwd(), given.host, given.port)
     except UserError as error:
         return report(str(error), BAD_INPUT)
-    except KeyboardInterrupt:
-        return 0
     return 0
 
 

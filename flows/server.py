@@ -21,7 +21,6 @@ from flows.processes import guarded
 from salf.errors import UserError
 
 PREFECT: Final = (sys.executable, "-m", "prefect", "--no-prompt")
-LOCAL: Final = "127.0.0.1"
 START_SECONDS: Final = 180.0  # a new database on a slow machine
 _ANSWER_SECONDS: Final = 10.0
 # What Prefect starts for a flow without a server: no web pages, no schedules.
@@ -40,7 +39,7 @@ def configured() -> str | None:
 
 
 def start(
-    environment: Mapping[str, str], host: str = LOCAL, port: int | None = None
+    environment: Mapping[str, str], host: str = "127.0.0.1", port: int | None = None
 ) -> "tuple[str, subprocess.Popen[Any]]":
     """Start a server that ends with this process, however that ends; returns its URL and process once it answers.
 

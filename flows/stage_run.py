@@ -4,6 +4,7 @@ import contextlib
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +14,6 @@ from pathlib import Path
 
 from flows.graph import StageNode
 from flows.lineage.project import open_project, read_lock
-from flows.processes import TimedOutError
 from flows.workspace import Workspace
 from salf.errors import BAD_INPUT, UserError
 from salf.memory import advice
@@ -37,9 +37,8 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class StageRun:
-    """A stage that succeeded, what DVC did, and the wall-clock time with DVC's own start."""
+    """What DVC did for a stage that succeeded, and the wall-clock time with DVC's own start."""
 
-    name: str
     outcome: Outcome
     seconds: float
 
@@ -65,7 +64,7 @@ def run_stage(node: StageNode, held: Workspace, on_line: Callable[[str], None], 
         status = held.run(command, keeping(lines, on_line), node.timeout)
         if status != 0:
             raise failure(node.name, lines, status)
-    except TimedOutError:
+    except subprocess.TimeoutExpired:
         _put_back(node, held, lines)
         raise StageFailedError(f"{node.name}: stopped after {node.timeout:g} s (meta.timeout)", passing=True) from None
     except BaseException:  # failed, stopped, or its lines have no reader any more
@@ -76,7 +75,7 @@ def run_stage(node: StageNode, held: Workspace, on_line: Callable[[str], None], 
     done = outcome(node.name, lines)
     if done is None:
         raise StageFailedError(f"{node.name}: DVC succeeded but did not report what it did", passing=False)
-    return StageRun(node.name, done, time.monotonic() - started)
+    return StageRun(done, time.monotonic() - started)
 
 
 def keeping(lines: list[str], on_line: Callable[[str], None]) -> Callable[[str], None]:
@@ -90,12 +89,10 @@ def keeping(lines: list[str], on_line: Callable[[str], None]) -> Callable[[str],
     return keep
 
 
-def last_fault(lines: Sequence[str], *prefixes: str) -> str | None:
-    """The last line with the first prefix that occurs at all, without it."""
-    for prefix in prefixes or ("ERROR: ",):
-        if found := _after(prefix, lines):
-            return found[-1]
-    return None
+def last_fault(lines: Sequence[str], status: int, *prefixes: str) -> str:
+    """The last line with the first prefix that occurs at all, without it; where none does, DVC's exit status."""
+    faults = (found[-1] for prefix in prefixes or ("ERROR: ",) if (found := _after(prefix, lines)))
+    return next(faults, f"DVC exited with {status}")
 
 
 def _after(prefix: str, lines: Sequence[str]) -> list[str]:
@@ -110,7 +107,7 @@ def _put_back(node: StageNode, held: Workspace, lines: Sequence[str]) -> None:
     if busy or not (announced or not all((held.project / path).exists() for path in node.outputs)):
         return
     command = [*DVC, "checkout", "--quiet", "--force", node.name]
-    with contextlib.suppress(TimedOutError, UserError, OSError):  # they would hide why the stage failed
+    with contextlib.suppress(subprocess.TimeoutExpired, UserError, OSError):  # they would hide why the stage failed
         # The status only says that a stage which never ran before has nothing to restore.
         held.run(command, lambda _line: None, PUT_BACK_SECONDS)
         if node.uncached:
@@ -149,8 +146,7 @@ def failure(name: str, lines: Sequence[str], status: int) -> StageFailedError:
     from_stage, from_dvc = _after("error: ", lines), _after("ERROR: ", lines)
     ended = next((found for line in from_dvc if (found := _STAGE_STATUS.search(line))), None)
     if ended is None:
-        reason = from_dvc[-1] if from_dvc else f"DVC exited with {status}"
-        return StageFailedError(f"{name}: {reason}", passing=any(_BUSY in line for line in lines))
+        return StageFailedError(f"{name}: {last_fault(lines, status)}", passing=any(_BUSY in line for line in lines))
     if int(ended[1]) == BAD_INPUT:
         return StageFailedError(f"{name}: {'; '.join(from_stage) or 'refused its input'}", passing=False)
     died = _KILLED.get(-int(ended[1]), _KILLED.get(int(ended[1]) - 128))  # by itself, or as a shell has it

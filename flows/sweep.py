@@ -140,7 +140,7 @@ def _dvc(arguments: Sequence[str], held: Workspace) -> list[str]:
     lines: list[str] = []
     status = held.run([*DVC, "exp", *arguments], lines.append)
     if status != 0:
-        raise UserError(f"experiment: {last_fault(lines) or f'DVC exited with {status}'}")
+        raise UserError(f"experiment: {last_fault(lines, status)}")
     return lines
 
 
@@ -164,7 +164,7 @@ def _point(name: str, options: Sequence[str], stages: Sequence[str], held: Works
     status = held.run(command, keeping(lines, get_run_logger().info))
     if status == 0:
         return Completed(name="Kept", message=f"dvc exp apply {name}")
-    return Failed(message=f"{name}: {last_fault(lines, 'error: ', 'ERROR: ') or f'DVC exited with {status}'}")
+    return Failed(message=f"{name}: {last_fault(lines, status, 'error: ', 'ERROR: ')}")
 
 
 def words(text: str, values: Mapping[str, Any]) -> list[str]:

@@ -24,13 +24,14 @@ from ruamel.yaml.error import YAMLError
 from voluptuous import Invalid
 
 from flows import report
-from flows.environment import WORKSPACE, stage_environment
 from flows.overrides import take_back
 from flows.processes import GRACE_SECONDS, end_cleanly, run_streaming, stop_family
 from salf.children import end_with
 from salf.errors import BAD_INPUT, INTERRUPTED, UserError
+from stages import QUIET
 
 LOCK_FILE: Final = Path(".dvc/tmp/flow.lock")  # git-ignored by DVC's own rules
+WORKSPACE: Final = "SALF_WORKSPACE"  # marks the processes that work in a project for its flows
 ENDING_SECONDS: Final = 2 * GRACE_SECONDS + 5  # the most that a killed run's guard takes to end its stages
 _POLL_SECONDS: Final = 1.0
 _WRITING_SECONDS: Final = 0.5  # a living DVC has written its file by then
@@ -61,6 +62,16 @@ class Workspace:
         return run_streaming(command, self.project, self.environment, on_line, timeout, [self.descriptor])
 
 
+def stage_environment(inherited: Mapping[str, str]) -> dict[str, str]:
+    """Return ``inherited`` with this interpreter first on PATH, unbuffered output and no telemetry.
+
+    A flow runs DVC in this environment, and DVC its stages: ``python`` in a stage's command is then the interpreter
+    of the flow, even if its environment is not activated.
+    """
+    path = os.pathsep.join([str(Path(sys.executable).parent), inherited.get("PATH", os.defpath)])
+    return {**inherited, **QUIET, "PATH": path, "PYTHONUNBUFFERED": "1"}
+
+
 @contextmanager
 def sole_run(
     project: Path,
@@ -69,8 +80,9 @@ def sole_run(
     tell: Callable[[str], None] = print,
     flow_run: str | None = None,
 ) -> Iterator[Workspace]:
-    """Hold the workspace for one run, cleared of what a killed run left; ``tell`` is called with a line for each.
+    """Hold the workspace for one run; ``tell`` is called with a line for each thing that a killed run left there.
 
+    These are processes, half-written files of DVC's, and overrides: all are cleared away first.
     The lock is the operating system's: it ends with the last process that has the descriptor, so a killed run
     leaves none. A child that inherits the descriptor keeps the lock while it lives. For the children of a killed
     run this waits, because their guard is ending them.
@@ -82,26 +94,23 @@ def sole_run(
         _take(descriptor, wait, tell)
         died = _holder(descriptor)
         _write(descriptor, json.dumps(Holder(run_name, os.getpid())._asdict()))
-        environment = stage_environment(os.environ, project, (flow_run, run_name) if flow_run else None)
+        environment = {**stage_environment(os.environ), WORKSPACE: str(project)}
+        if flow_run:  # for the stages' records
+            environment |= {"SALF_FLOW_RUN": flow_run, "SALF_FLOW_RUN_NAME": run_name}
         try:
-            _clear_away(project, died, tell)
+            if died:
+                tell(f"the run {died.run!r} (process {died.pid}) was killed")
+            for pid in stop_leftovers(project):
+                tell(f"ended process {pid}, left running by a run that no longer exists")
+            for line in clear_torn(project):
+                tell(line)
+            if take_back(project):
+                tell("removed the parameter overrides of a killed run")
             yield Workspace(project, environment, descriptor, flow_run)
         finally:
             _write(descriptor, "")  # a record that stays tells the next run that this one was killed
     finally:
         os.close(descriptor)
-
-
-def _clear_away(project: Path, died: Holder | None, tell: Callable[[str], None]) -> None:
-    """Clear away what a killed run left: processes, half-written files of DVC's, overrides."""
-    if died:
-        tell(f"the run {died.run!r} (process {died.pid}) was killed")
-    for pid in stop_leftovers(project):
-        tell(f"ended process {pid}, left running by a run that no longer exists")
-    for line in clear_torn(project):
-        tell(line)
-    if take_back(project):
-        tell("removed the parameter overrides of a killed run")
 
 
 def stop_leftovers(project: Path) -> list[int]:

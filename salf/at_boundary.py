@@ -19,15 +19,7 @@ def at_boundary(base: BaseFacts, boundary: int) -> dict[str, Any]:
     """The fields of a freeze plan that follow from its boundary."""
     shape, trained, total = base.shape, base.trained_parameters(boundary), base.trained_parameters(0)
     return {
-        "model": PlannedModel(
-            name=base.identity.name,
-            weights_sha256=base.identity.weights_sha256,
-            family=base.identity.family,
-            layers=shape.layers,
-            hidden=shape.hidden,
-            vocabulary=shape.vocabulary,
-            tied_head=shape.tied_head,
-        ),
+        "model": PlannedModel(**base.identity.model_dump(include=set(PlannedModel.model_fields))),
         "boundary": boundary,
         "frozen_layers": list(range(1, boundary + 1)),
         "trained_layers": list(range(boundary + 1, shape.layers + 1)),

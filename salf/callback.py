@@ -43,8 +43,7 @@ class FreezePlanCallback(TrainerCallback):  # type: ignore[misc]  # transformers
         if not self._applied:
             raise UserError("the freeze plan was not applied: pass the callback when the Trainer is created")
         held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        frozen = sum(not parameter.requires_grad for parameter in held)
-        if frozen:
+        if frozen := sum(not parameter.requires_grad for parameter in held):
             raise UserError(f"the optimizer holds {frozen} parameters that the plan freezes: give it plan.apply(model)")
 
     def on_save(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:

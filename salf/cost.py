@@ -111,7 +111,7 @@ def adapters(rank: int) -> Technique:
 
 def interactions(shape: ModelShape, boundary: int, sums: Sums, *, width: int) -> Flops:
     """Learned context pruning: in each layer two maps of all rows to a width, and a product for every key they see."""
-    layers, lowest_passes = shape.layers - boundary, boundary == 0 or shape.layer.input_norm
+    layers, lowest_passes = shape.layers - boundary, boundary == 0 or shape.layer.build.input_norm
     maps = 4 * shape.hidden * width * sums.queries
     products = _attention_flops(shape, sums.attended) * width // (2 * shape.attention_width)
     inputs = (layers - (not lowest_passes)) * maps
@@ -244,7 +244,7 @@ def _backward(shape: ModelShape, boundary: int, sums: Sums, technique: Technique
     below = shape.layers - boundary - 1
     extra = sum(more(shape, boundary, sums).backward for more in technique.extra)
     flops = 2 * _suffix_attention(shape, below, sums) + head + extra
-    needed = others and (embeddings or shape.layer.input_norm)  # what the lowest layer passes down
+    needed = others and (embeddings or shape.layer.build.input_norm)  # what the lowest layer passes down
     for part, _, used in suffix_rows(shape, below, 1, sums):
         idle = 0 if needed or not part.first else sums.queries if below else used  # rows of the lowest layer
         flops += 2 * part.products * ((1 + technique.weights) * used - idle)
@@ -285,7 +285,7 @@ def activation_bytes_per_token(
     norms: in mixed precision another, with a copy of the norms' outputs for the linear maps (2 hidden).
     """
     stream = value_bytes if stream_bytes is None else stream_bytes
-    feed_forward = (4 if shape.layer.gated else 2) * shape.layer.intermediate
+    feed_forward = (4 if shape.layer.build.gated else 2) * shape.layer.intermediate
     copies = 2 * shape.hidden * (stream != value_bytes)
     inside = 5 * shape.attention_width + 2 * shape.kv_width + feed_forward + copies
     return value_bytes * inside + stream * 6 * shape.hidden

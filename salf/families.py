@@ -1,6 +1,6 @@
 """Architectures as data, one row per model type: the paths of its parts, and the sizes of its layers. No torch here.
 
-A model type outside the table is found by its parameters' names (:func:`family_from_names`), runs padded, by the
+A model type outside the table is found by its parameters' names (:func:`family_of`), runs padded, by the
 model's own masks, and is counted as if it were built like Llama. The tests run every row against Hugging Face's own
 hidden states, logits and gradients, and compare sizes with the parameters of its networks.
 """
@@ -252,21 +252,14 @@ FAMILIES: Final[dict[str, Family]] = {
 }
 
 
-def family_of(model_type: str, names: Iterable[str] | None = None) -> Family:
-    """The row of a model type; where there is none, what its parameters' names (``model.layers.0...``) tell."""
+def family_of(model_type: str, names: Iterable[str] = ()) -> Family:
+    """The row of a model type; where there is none, its parts by transformers' conventions for parameters' names.
+
+    The layers are the longest numbered list (``model.layers.0...``). Embeddings and final norm are in the same trunk
+    and named so; the head is outside the trunk. A ``UserError`` says which part was not found.
+    """
     if model_type in FAMILIES:
         return FAMILIES[model_type]
-    if names is None:
-        raise UserError(f"model type {model_type!r} is not in the table: {', '.join(sorted(FAMILIES))}")
-    return family_from_names(model_type, names)
-
-
-def family_from_names(model_type: str, names: Iterable[str]) -> Family:
-    """Find the parts of an unknown architecture by transformers' conventions for names.
-
-    The layers are the longest numbered list. Embeddings and final norm are in the same trunk and named so; the head
-    is outside the trunk.
-    """
     names = list(names)
     layers = longest_list(names)
     if "." not in layers:
@@ -282,8 +275,7 @@ def family_from_names(model_type: str, names: Iterable[str]) -> Family:
     for role in ("embedding", "norm"):
         if not parts[role]:
             raise UserError(f"model type {model_type!r}: its {role} was not found by name")
-    strange = [*parts["other"], *parts["embedding"][1:], *parts["norm"][1:], *parts["head"][1:]]
-    if strange:
+    if strange := [*parts["other"], *parts["embedding"][1:], *parts["norm"][1:], *parts["head"][1:]]:
         raise UserError(f"model type {model_type!r}: what {', '.join(strange)} is for was not found out by name")
     head = (parts["head"] or ["lm_head"])[0]  # a tied one is not among the weights of a file
     return Family(parts["embedding"][0], layers, parts["norm"][0], head, inputs=tuple(parts["inputs"]))
@@ -293,7 +285,6 @@ def longest_list(names: Iterable[str]) -> str:
     """The outermost numbered prefix with the most numbers: ``model.layers`` of ``model.layers.0.mlp...``."""
     members: dict[str, set[str]] = defaultdict(set)
     for name in names:
-        match = re.match(r"(.+?)\.(\d+)\.", name)
-        if match:
+        if match := re.match(r"(.+?)\.(\d+)\.", name):
             members[match[1]].add(match[2])
     return max(members, key=lambda prefix: len(members[prefix]), default="")

@@ -92,10 +92,9 @@ def work_folder(path: Path, fingerprint: str) -> Path:
     """A folder for unfinished work on the artifact ``path``, kept between runs of one fingerprint; others go."""
     room = path.parent / WORK_FOLDER
     mine = room / f"{path.name}-{fingerprint[:16]}"
-    if room.exists():
-        for other in room.glob(f"{path.name}-*"):
-            if other != mine:
-                shutil.rmtree(other, ignore_errors=True)
+    for other in room.glob(f"{path.name}-*"):
+        if other != mine:
+            shutil.rmtree(other, ignore_errors=True)
     mine.mkdir(parents=True, exist_ok=True)
     return mine
 
@@ -111,9 +110,7 @@ def lasting(path: Path) -> Path:
 
 def write_json(path: Path, value: Any) -> None:
     """Write canonical JSON; a NaN or an infinity is a bug and raises ``ValueError``."""
-    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    with replacing_file(path) as aside:
-        aside.write_text(text + "\n", encoding="utf-8")
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:

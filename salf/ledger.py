@@ -21,7 +21,7 @@ from typing import Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from salf.files import replacing_file
+from salf.files import replacing_file, write_text
 
 LEDGER: Final = Path("reports/lineage/records.jsonl")
 SCHEMA: Final = 1
@@ -254,8 +254,7 @@ def repair(ledger: Path) -> Repair:
             with replacing_file(ledger) as aside:
                 aside.write_bytes(b"\n".join(lines))
         if done.new_head:
-            with replacing_file(head) as aside:
-                aside.write_text(f"{_ending(ledger)[1]}\n", encoding="utf-8")
+            write_text(head, f"{_ending(ledger)[1]}\n")
     if done.put_aside or done.new_head:
         append(ledger, done)
     return done
@@ -312,8 +311,7 @@ def _extend(file: FileIO, head: Path | None, newest: Head, record: Record) -> He
             rest = rest[file.write(rest) :]
         os.fsync(file.fileno())
         if head is not None:
-            with replacing_file(head) as aside:
-                aside.write_text(f"{written}\n", encoding="utf-8")
+            write_text(head, f"{written}\n")
     except OSError:
         file.truncate(size)
         raise

@@ -1,6 +1,5 @@
 """How much memory can still be had, which faults say that there is too little, and what needs less."""
 
-import contextlib
 import errno
 import os
 import re
@@ -45,7 +44,7 @@ def shortage(error: BaseException) -> str | None:
     text, number = f"{type(error).__name__}: {error}", getattr(error, "errno", None)
     if type(error).__name__ == "OutOfMemoryError" or _NO_GPU_MEMORY.search(text):
         return "GPU memory"
-    if str(_SHARED) in text or (number == errno.ENOSPC and _is_full(_SHARED)):
+    if str(_SHARED) in text or (number == errno.ENOSPC and _SHARED.exists() and os.statvfs(_SHARED).f_bavail == 0):
         return f"shared memory ({_SHARED} is full)"
     if not (isinstance(error, MemoryError) or number == errno.ENOMEM or _NO_MEMORY.search(text)):
         return None
@@ -64,9 +63,3 @@ def advice(stage: str, params: Any = None) -> str:
 
     text = re.sub(r"{(\w+)\.(\w+)}", with_value, _LESS.get(stage, "end other programs, or raise the limit"))
     return ", ".join(part for part in text.split(", ") if "(now true)" not in part and "(now off)" not in part)
-
-
-def _is_full(folder: Path) -> bool:
-    with contextlib.suppress(OSError):
-        return os.statvfs(folder).f_bavail == 0
-    return False

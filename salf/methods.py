@@ -93,7 +93,6 @@ def _on_grids(settings: Any) -> Technique:
     return Technique(extra=(rotations,) if asked.rotation != "none" else (), kept=4)
 
 
-_TWICE: Final = Technique(passes=2, activations=2)
 _PACE: Final[dict[str, Any]] = {
     "settings": "pace",
     "neutral": {"sigma": 0.0, "strength": 0.0},
@@ -227,7 +226,7 @@ WORDS: Final = {
             "pace",
             "objective",
             "salf.engine.techniques.pace:Pace",
-            technique=lambda settings: _TWICE if settings.pace.strength else PLAIN,
+            technique=lambda settings: Technique(passes=2, activations=2) if settings.pace.strength else PLAIN,
             **_PACE,
         ),
         Word("pace-lazy", "objective", "salf.engine.techniques.pace:PaceLazy", **_PACE),
@@ -350,10 +349,8 @@ class Method:
                 return f"{unfit[0]} has not been shown to work with {word.name}: leave out +{unfit[0]}"
             known = {self.scope: self.scope, **(facts or {})}
             known |= {key: other.name for other in others for key in (other.name, *other.slots)}
-            for name in (name for name in word.refused if name in known):
-                return (
-                    f"{known[name]} cannot be combined with {word.name}: {word.refused[name]}; leave out +{word.name}"
-                )
+            for key in (key for key in word.refused if key in known):
+                return f"{known[key]} cannot be combined with {word.name}: {word.refused[key]}; leave out +{word.name}"
         return None
 
 

@@ -185,7 +185,8 @@ def _differences(plan: FreezePlan, family: Family, own: Mapping[str, Any]) -> li
     expected, wanted = plan.model, (plan.model.vocabulary, plan.model.hidden)
     layers = len({family.layer_index(name) for name in own} - {None})
     tied = f"{family.head}.weight" not in own
-    total = sum(_count(parameter) for parameter in own.values())
+    # bitsandbytes packs two of four bits into a byte, and holds the shape of what it packed.
+    total = sum((getattr(one, "quant_state", None) or one).shape.numel() for one in own.values())
     facts = [
         ("layers", expected.layers, layers),
         ("embedding matrix", wanted, tuple(embedding.shape)),
@@ -193,9 +194,3 @@ def _differences(plan: FreezePlan, family: Family, own: Mapping[str, Any]) -> li
         ("parameters", plan.parameters.total, total),
     ]
     return [f"{what}: {found} instead of {planned}" for what, planned, found in facts if found != planned]
-
-
-def _count(parameter: Any) -> int:
-    """Count the numbers in a parameter: bitsandbytes packs two of four bits into a byte."""
-    quantised = getattr(parameter, "quant_state", None)
-    return (parameter if quantised is None else quantised).shape.numel()

@@ -71,13 +71,10 @@ class BaseFacts:
     identity: BaseRecord
     shape: ModelShape
 
-    def trained_parameters(self, boundary: int, *, embeddings: bool = True) -> int:
-        """Parameters that train above a boundary, a tied head counted once.
-
-        Boundary 0 trains all of them, but for embeddings if they stay frozen.
-        """
+    def trained_parameters(self, boundary: int) -> int:
+        """Parameters that train above a boundary, at 0 all of them; a tied head is counted once."""
         sizes = self.identity.parameters
-        below = sizes.embedding if boundary == 0 and embeddings else 0
+        below = sizes.embedding if boundary == 0 else 0
         head = 0 if self.shape.tied_head else sizes.head
         return below + sum(sizes.per_layer[boundary:]) + sizes.norm + head
 
@@ -194,9 +191,8 @@ def read_sizes(prepared: Path) -> PreparedSizes:
 
 def checked(kind: type[Kind], path: Path, made_by: str) -> Kind:
     """Read a JSON artifact as a record."""
-    raw: Any = read_json(require(path, made_by))
     try:
-        return kind.model_validate(raw)
+        return kind.model_validate(read_json(require(path, made_by)))
     except ValidationError as error:
         raise UserError(f"{path}: {fault_of(error)}; run again: dvc repro {made_by}") from None
 

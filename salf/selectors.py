@@ -5,9 +5,8 @@ from these entries. The functions are imported when they are called, so this mod
 """
 
 from collections.abc import Mapping
-from importlib import import_module
 from itertools import product
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, get_args
 
 Quantity = Literal["deviation", "loss"]
 GainName = Literal["observed", "ratio", "local", "marginal", "law"]
@@ -134,9 +133,3 @@ if TYPE_CHECKING:
 else:
     SelectorName = Literal[tuple(SELECTORS)]
     SignalKind = Literal[tuple(SIGNALS)]
-
-
-def function_of(entry: Signal | Selector, room: str) -> Any:
-    """Import an entry's function from the room of its stage."""
-    module, _, name = entry.function.partition(":")
-    return getattr(import_module(f"{room}.{module}"), name)

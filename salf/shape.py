@@ -106,13 +106,11 @@ class LayerSizes:
     maps: tuple[LinearMap, ...]
     norms: int  # parameters of the layer's norms
     intermediate: int  # width of the feed-forward part that a token goes through
-    gated: bool  # the feed-forward part has a gate
-    input_norm: bool  # a norm with weights of its own reads the layer's input
+    build: Build
     ends_in_map: bool  # nothing reads the output of the last linear map but the sum of the layer
     drops: bool  # dropout reads it as well, in layers that train
     final_norm: int  # parameters
     inputs: int  # parameters that make space 0, without the embedding matrix
-    head_bias: bool
 
     @classmethod
     def of(cls, config: Config) -> Self:
@@ -130,13 +128,11 @@ class LayerSizes:
             maps=(*_attention(config), *feed_forward),
             norms=norm * (2 - config.parallel) + build.more_norms(config),
             intermediate=intermediate,
-            gated=build.gated,
-            input_norm=build.input_norm,
+            build=build,
             ends_in_map=not (build.post_norm or build.experts),
             drops=config.entry(dropout, default=share) > 0,
             final_norm=norm,
             inputs=build.space_0(config),
-            head_bias=build.head_bias,
         )
 
 
@@ -222,7 +218,7 @@ class ModelShape:
     @property
     def head_parameters(self) -> int:
         """Parameters of the head alone: of a tied one, which is the embedding matrix, its bias if it has one."""
-        return (not self.tied_head) * self.vocabulary * self.hidden + self.layer.head_bias * self.vocabulary
+        return (not self.tied_head) * self.vocabulary * self.hidden + self.layer.build.head_bias * self.vocabulary
 
     @property
     def parameters(self) -> int:

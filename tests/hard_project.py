@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 from dvc.repo import Repo
 
-from flows.environment import stage_environment
+from flows.workspace import stage_environment
 from tests.conftest import PROJECT
 
 PARTS = 12

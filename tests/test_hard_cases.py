@@ -80,7 +80,7 @@ def test_a_run_killed_at_a_random_moment_spoils_nothing_and_the_next_one_finishe
     assert done.returncode == 0, done.stdout + done.stderr
     assert hard.outputs() == hard.expected("blue")
     assert hard.unsound() == []
-    assert Ledger.read(hard.root / LEDGER).faults == []
+    assert Ledger(hard.root / LEDGER).faults == []
 
 
 def test_whatever_a_kill_leaves_of_the_lock_file_dvc_reads_it_again(hard):
@@ -210,7 +210,7 @@ def test_two_runs_at_once_give_one_good_result(hard):
     assert hard.repro().returncode == 0
     assert hard.outputs() == hard.expected("blue")
     assert "Running stage" not in hard.repro().stdout
-    assert Ledger.read(hard.root / LEDGER).faults == []
+    assert Ledger(hard.root / LEDGER).faults == []
 
 
 # Rot
@@ -360,8 +360,8 @@ def test_records_keep_their_order_when_the_clock_goes_backwards(hard):
     times = [datetime.fromisoformat(record["at"]) for record in records(hard)]
     assert times != sorted(times)
     assert [record["seq"] for record in records(hard)] == list(range(1, len(times) + 1))
-    assert Ledger.read(ledger).faults == []
-    assert len(Ledger.read(ledger).hashes) == len(times)
+    assert Ledger(ledger).faults == []
+    assert len(Ledger(ledger).hashes) == len(times)
 
 
 def test_an_edit_is_noticed_though_its_time_is_before_the_last_run(hard):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from flows.environment import stage_environment
+from flows.workspace import stage_environment
 from stages import QUIET
 from tests.conftest import PROJECT, write_tiny_task
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from flows.environment import stage_environment
+from flows.workspace import stage_environment
 from tests.conftest import PROJECT
 from tests.docs_blocks import blocks, run_python
 

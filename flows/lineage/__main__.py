@@ -126,7 +126,7 @@ def _answer(project: Project, given: argparse.Namespace) -> tuple[Any, str]:
             recorded = record_all(project.root)
             return {"recorded": recorded}, f"recorded: {', '.join(recorded) or 'nothing new'}"
         case "head":
-            newest = Ledger.read(project.ledger).head
+            newest = Ledger(project.ledger).head
             if newest is None:
                 raise NotFoundError("the ledger is empty: DVC has run no stage here")
             return asdict(newest), str(newest)

@@ -49,7 +49,7 @@ def results(project: Project) -> list[Result]:
 
     The folder must match ``dvc.lock``: every file is hashed again.
     """
-    ledger, lock, order = Ledger.read(project.ledger), read_lock(project.root), list(project.stages)
+    ledger, lock, order = Ledger(project.ledger), read_lock(project.root), list(project.stages)
     if not lock:
         raise UserError("dvc.lock names no stage: run the chain first (make run)")
     found: list[Result] = []

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
-from itertools import chain
+from itertools import chain, groupby
 
 from flows.lineage.ledger import Ledger
 from flows.lineage.project import LOCK_FILE, Project, read_lock
@@ -37,7 +37,7 @@ class Universe:
 
     def __init__(self, project: Project) -> None:
         self.project = project
-        self.ledger = Ledger.read(project.ledger)
+        self.ledger = Ledger(project.ledger)
         self.lock = read_lock(project.root)
         self.manifest = lru_cache(1024)(project.manifest)
 
@@ -118,7 +118,5 @@ class Universe:
         for known in reversed(records):  # from the ledger's end back, one record at a time
             yield [past[-1] for past in stages.values() if past]
             stages[known.stage].pop()
-        commits: dict[str, list[Known]] = defaultdict(list)
-        for known in below(self._history):
-            commits[known.source].append(known)
-        yield from commits.values()
+        for _, entries in groupby(below(self._history), lambda known: known.source):
+            yield list(entries)

@@ -45,6 +45,7 @@ class Lock:
 class Ledger:
     """A ledger after one pass over its lines: where its records are, and what is wrong with it.
 
+    No file: no records. A half-written last line is left out.
     ``faults`` are line numbers (from 1) with what was damaged, edited, removed, inserted, reordered or cut off at
     the end; the other records are read all the same. A record itself is read on demand: of each, only what is looked
     up is kept, so that tens of thousands take tens of megabytes.
@@ -59,11 +60,6 @@ class Ledger:
         self.is_torn = False  # a half-written line follows
         self._places: dict[tuple[str, str], int] = {}  # kind and run, or "newest" and stage → where the line begins
         self._asides: set[int] = set()
-
-    @classmethod
-    def read(cls, path: Path) -> "Ledger":
-        """Read and check a ledger; no file: no records. A half-written last line is left out."""
-        ledger = cls(path)
         try:
             with contextlib.ExitStack() as stack:
                 with contextlib.suppress(FileNotFoundError):
@@ -71,13 +67,12 @@ class Ledger:
                     fcntl.flock(file, fcntl.LOCK_SH)  # the head belongs to it: nothing is appended meanwhile
                     place = 0
                     for line in _whole_lines(file):
-                        ledger._add(place, line)
+                        self._add(place, line)
                         place += len(line) + 1
-                    ledger.is_torn = place < file.tell()
-                ledger._check_end()
+                    self.is_torn = place < file.tell()
+                self._check_end()
         except OSError as error:
             raise UserError(f"{error.filename or path}: {error.strerror}") from error
-        return ledger
 
     @property
     def head(self) -> Head | None:
@@ -227,12 +222,12 @@ def record_stage(project: Path, stage: str, outcome: str, flow_run: str | None) 
     ``outcome`` is what DVC did: ``ran``, ``restored`` or ``cached``. ``flow_run`` is the Prefect run's id.
     """
     if entry := _entry(project, stage):
-        _record(Ledger.read(ledger_of(project)), stage, entry, outcome, flow_run)
+        _record(Ledger(ledger_of(project)), stage, entry, outcome, flow_run)
 
 
 def record_all(project: Path) -> list[str]:
     """Record every stage of dvc.lock whose entry differs from its newest record, and return their names."""
-    ledger = Ledger.read(ledger_of(project))
+    ledger = Ledger(ledger_of(project))
     return [stage for stage, entry in read_lock(project).items() if _record(ledger, stage, entry, CACHED, None)]
 
 

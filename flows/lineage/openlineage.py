@@ -18,7 +18,6 @@ from flows.lineage.ledger import read_records
 from salf.ledger import End, Locked, LockedPath, LockEntry, Start
 
 _NAMESPACE: Final = "salf"
-_FLOW: Final = "salf"
 _TAGS: Final = {"commit", "branch", "dirty", "seed"}
 
 set_producer("urn:salf:flows")
@@ -73,7 +72,7 @@ def _version(artifact: LockedPath) -> dict[str, facets.DatasetFacet]:
 def _run_facets(run: Start, entry: LockEntry, error: str | None) -> dict[str, facets.RunFacet]:
     found: dict[str, facets.RunFacet] = {}
     if run.flow_run:
-        flow, job = facets.parent_run.Run(_uuid(run.flow_run)), facets.parent_run.Job(_NAMESPACE, _FLOW)
+        flow, job = facets.parent_run.Run(_uuid(run.flow_run)), facets.parent_run.Job(_NAMESPACE, "salf")
         found["parent"] = facets.parent_run.ParentRunFacet(flow, job)
     if engine := run.versions.get("dvc"):
         found["processing_engine"] = facets.processing_engine_run.ProcessingEngineRunFacet(engine, "DVC")

@@ -69,7 +69,6 @@ class Project:
         self.root = Path(repo.root_dir).resolve()
         self.ledger = ledger_of(self.root)
         self.cache = Path(repo.cache.local.path)
-        self.run_cache = self.cache.parents[1] / "runs"
         self.stages = {node.name: node for node in graph_of(repo) if node.command}
         self.added: dict[str, LockEntry] = {}
         for pointer in repo.index.stages:
@@ -116,7 +115,7 @@ class Project:
 
     def remembers(self, entry: LockEntry) -> bool:
         """Whether DVC's cache of runs has exactly this entry: it ran, and was taken from there."""
-        for file in self.run_cache.glob("*/*/*"):
+        for file in (self.cache.parents[1] / "runs").glob("*/*/*"):
             text = file.read_text(encoding="utf-8", errors="replace")
             if all(name in text for name in entry.outputs.values()):
                 with contextlib.suppress(YAMLError, ValidationError):

@@ -87,12 +87,11 @@ def _data(found: Sequence[Result], files: Sequence[str]) -> list[Entity]:
     """Inputs, outputs and further files. What was read from outside the project is described, not contained."""
     entities = []
     for path, artifact in members(found).items():
-        inside = "Dataset" if artifact.is_folder else "File"
+        form = "Dataset" if artifact.is_folder else "File"
+        kind = form if artifact.is_inside else "CreativeWork"
         size = None if artifact.size is None else str(artifact.size)
-        facts = {"identifier": f"dvc:md5:{artifact.md5}", "contentSize": size, **_format(path, inside)}
-        entities.append(
-            _entity(_place(artifact), inside if artifact.is_inside else "CreativeWork", artifact.shown, **facts)
-        )
+        facts = {"identifier": f"dvc:md5:{artifact.md5}", "contentSize": size, **_format(path, form)}
+        entities.append(_entity(_place(artifact), kind, artifact.shown, **facts))
     for path in files:
         if path != _WORKFLOW:
             about = _ref(_ROOT) if path == "README.md" else None

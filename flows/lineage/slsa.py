@@ -7,7 +7,7 @@ isolated, so it reaches SLSA Build L1; a signature makes later changes visible.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -18,12 +18,6 @@ from flows.lineage.export import Result
 from salf.errors import reading
 from salf.ledger import LockedPath
 
-_STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
-_PREDICATE_TYPE: Final = "https://slsa.dev/provenance/v1"
-_PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
-_BUILD_TYPE: Final = "urn:salf:dvc-stage:v1"
-_BUILDER: Final = "urn:salf:local-dvc"
-
 
 def statement(result: Result, model: LockedPath, sha256: Mapping[str, str]) -> dict[str, Any]:
     """Return the statement about one model folder, the stage's output."""
@@ -32,12 +26,12 @@ def statement(result: Result, model: LockedPath, sha256: Mapping[str, str]) -> d
     source = [{"name": "source code", "digest": {"gitCommit": start.commit}}] if start and start.commit else []
     times = {"invocationId": start.run, "startedOn": start.at} if start else {}
     return {
-        "_type": _STATEMENT_TYPE,
+        "_type": "https://in-toto.io/Statement/v1",
         "subject": [{"name": name, "digest": {"sha256": digest}} for name, digest in sorted(sha256.items())],
-        "predicateType": _PREDICATE_TYPE,
+        "predicateType": "https://slsa.dev/provenance/v1",
         "predicate": {
             "buildDefinition": {
-                "buildType": _BUILD_TYPE,
+                "buildType": "urn:salf:dvc-stage:v1",
                 "externalParameters": {
                     "stage": result.locked.stage,
                     "command": result.locked.lock.cmd,
@@ -48,7 +42,7 @@ def statement(result: Result, model: LockedPath, sha256: Mapping[str, str]) -> d
                 "resolvedDependencies": [*source, *map(_descriptor, result.inputs)],
             },
             "runDetails": {
-                "builder": {"id": _BUILDER, "version": start.versions if start else {}},
+                "builder": {"id": "urn:salf:local-dvc", "version": start.versions if start else {}},
                 "metadata": times | ({"finishedOn": end.at} if end else {}),
                 "byproducts": [_descriptor(other) for other in result.outputs if other != model],
             },
@@ -64,7 +58,7 @@ def envelope(document: dict[str, Any], key_file: Path) -> dict[str, Any]:
         if not isinstance(key, Ed25519PrivateKey):
             raise TypeError("a key of another kind")
     text = json.dumps(document, sort_keys=True, indent=2, ensure_ascii=False) + "\n"
-    sealed = Envelope(text.encode(), _PAYLOAD_TYPE, {})
+    sealed = Envelope(text.encode(), "application/vnd.in-toto+json", {})
     sealed.sign(CryptoSigner(key))
     return dict(sealed.to_dict())
 

@@ -16,7 +16,6 @@ from salf.ledger import LockEntry, Start
 
 HERE = "workspace"
 _PLAN = "data/plan/freeze_plan.json"
-_ABSENT = object()
 _LONGEST = 120  # characters of a value that are shown
 
 
@@ -125,13 +124,12 @@ def _last_run(universe: Universe, stage: str) -> Start | None:
 def _compare(old: Mapping[str, Any], new: Mapping[str, Any], kind: str) -> list[Change]:
     found = []
     for name in sorted(old.keys() | new.keys()):
-        before, after = old.get(name, _ABSENT), new.get(name, _ABSENT)
-        if before is _ABSENT:
-            found.append(Change(kind, name, f"is new: {_shown(after)}"))
-        elif after is _ABSENT:
-            found.append(Change(kind, name, f"is gone, was {_shown(before)}"))
-        elif before != after:
-            found.append(Change(kind, name, f"was {_shown(before)}, is {_shown(after)}"))
+        if name not in old:
+            found.append(Change(kind, name, f"is new: {_shown(new[name])}"))
+        elif name not in new:
+            found.append(Change(kind, name, f"is gone, was {_shown(old[name])}"))
+        elif old[name] != new[name]:
+            found.append(Change(kind, name, f"was {_shown(old[name])}, is {_shown(new[name])}"))
     return found
 
 

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final, Self
@@ -22,6 +22,7 @@ from salf.engine.boundary_cache.folder import tensor_digest
 from salf.engine.models.causal_model import parameter_names
 from salf.engine.models.shards import group_by_unit, write_tensors
 from salf.engine.prefix import IGNORED, Rows, read_rows
+from salf.engine.suffix import network_of
 from salf.engine.training.forms import save_adapter
 from salf.errors import UserError, reading
 from salf.families import family_of
@@ -42,7 +43,7 @@ def describe(model: Any, boundary: int, prompts: Sequence[Prompt]) -> AnswerSide
         boundary: the last frozen layer.
         prompts: of every example the prompt's tokens, and how many of them the base reads.
     """
-    network = base_network(model)
+    network = network_of(model)
     source = str(network.name_or_path)
     here = bool(source) and Path(source).is_dir()
     return AnswerSideRecord(
@@ -59,20 +60,11 @@ def describe(model: Any, boundary: int, prompts: Sequence[Prompt]) -> AnswerSide
     )
 
 
-def base_network(model: Any) -> PreTrainedModel:
-    """The Hugging Face model inside PEFT's wrapper, if there is one."""
-    network: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return network
-
-
 @contextmanager
 def base_alone(model: Any) -> Iterator[None]:
     """Switch PEFT's adapters off for a while, if there are any; what trains stays as it was."""
-    if not hasattr(model, "disable_adapter"):
-        yield
-        return
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    with model.disable_adapter():
+    with model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext():
         yield
     for parameter, flag in flags:  # PEFT lets all adapters train that it switches on
         parameter.requires_grad = flag
@@ -81,14 +73,13 @@ def base_alone(model: Any) -> Iterator[None]:
 def weights_by_unit(model: Any) -> dict[str, str]:
     """SHA-256 of the network's own tensors as they are in memory, by unit; adapters do not count."""
     own = NetworkParameters.of(model).own
-    units = _by_unit(base_network(model), own)
+    units = _by_unit(network_of(model), own)
     with ThreadPoolExecutor() as pool:  # hashing holds no lock of the interpreter's
         digests = pool.map(lambda names: tensor_digest((name, own[name]) for name in names), units.values())
         return dict(zip(units, digests, strict=True))
 
 
 def _by_unit(network: PreTrainedModel, names: Iterable[str]) -> dict[str, list[str]]:
-    names = list(names)
     family = family_of(network.config.model_type, [name for name, _ in network.named_parameters()])
     return group_by_unit(names, family, network.config.get_text_config().num_hidden_layers)
 
@@ -317,9 +308,7 @@ def positions(network: type[nn.Module], mask: Tensor, tokens: int) -> dict[str, 
 def _moved(ids: Tensor, chosen: Tensor, side: str) -> tuple[Tensor, Tensor]:
     """The chosen tokens of each row, padded on one side, and which are none: [B, longest] both."""
     rows = [row[mine] for row, mine in zip(ids, chosen, strict=True)]
-    padded, mask = (
-        pad_sequence(part, batch_first=True, padding_side=side) for part in (rows, [torch.ones_like(r) for r in rows])
-    )
+    padded, mask = (pad_sequence(part, True, 0, side) for part in (rows, [torch.ones_like(row) for row in rows]))
     return padded, mask
 
 

@@ -21,9 +21,9 @@ from salf.answer_folder import AnswerSideRecord, Prompt
 from salf.engine.answer_model import base_alone, describe, positions, prompt_tokens, save_answer_side, weights_by_unit
 from salf.engine.batches import Split
 from salf.engine.boundary_cache.folder import key_of
-from salf.engine.boundary_cache.prompts import Columns, PromptRows, laid_out, prompt_rows, prompts_of
+from salf.engine.boundary_cache.prompts import Columns, PromptRows, laid_out, prompt_rows
 from salf.engine.boundary_cache.states import BoundaryStates, Timed, take_rows
-from salf.engine.models.adapter import CausalModel, apart
+from salf.engine.models.adapter import apart
 from salf.engine.prefix import (
     IGNORED,
     CachedRows,
@@ -151,35 +151,21 @@ def prompt_cache(
     if vars(network).get(_BASE, record.base.sha256) != record.base.sha256:
         raise UserError("the model was trained since its first prompt cache: compute all caches before that")
     plan = plan_or_boundary if isinstance(plan_or_boundary, FreezePlan) else None
+    states: BoundaryStates | None = None
     with base_alone(model), apart(network) as causal:
         require_positions(causal, split)
-        rows, states, reused = _read(causal, record, split, file, batch_tokens, bf16=bf16)
-    return PromptCache(rows, states, split, labels, record, plan, reused=reused)
-
-
-def _read(
-    model: CausalModel,
-    record: AnswerSideRecord,
-    split: Split,
-    file: str | Path | None,
-    batch_tokens: int,
-    *,
-    bf16: bool,
-) -> tuple[PromptRows, BoundaryStates | None, bool]:
-    """Keys and values of the prompt parts, boundary states of whole examples, and whether the former were there."""
-    boundary, runtime, states = record.boundary, runtime_of(model, bf16=bf16), None
-    columns = Columns.of(model, runtime, boundary)
-    columns = replace(columns, dtype=torch.bfloat16) if bf16 else columns
-    if boundary:
-        states_file = None if file is None else Path(file).with_suffix(".states.safetensors")
-        states, _ = cached_states(model, runtime, split, boundary, batch_tokens, states_file)
-    layout, start = laid_out(split, batch_tokens, states and replace(states, device=model.device))
-
-    key = partial(key_of, model, runtime, tuple(record.base.sha256.values()), layout, boundary, boundary, "exact")
-    found = prompt_rows(model, runtime, layout, columns, start)
-    computed = Timed(part.to(columns.dtype) for part in found)
-    rows, reused = kept("the prompts' keys and values", file, key, computed, layout, columns.row_bytes)
-    return PromptRows(columns, layout, rows, torch.device("cpu")), states, reused
+        runtime, units = runtime_of(causal, bf16=bf16), tuple(record.base.sha256.values())
+        columns = Columns.of(causal, runtime, boundary)
+        columns = replace(columns, dtype=torch.bfloat16) if bf16 else columns
+        if boundary:
+            states_file = None if file is None else Path(file).with_suffix(".states.safetensors")
+            states, _ = cached_states(causal, runtime, split, boundary, batch_tokens, states_file)
+        layout, start = laid_out(split, batch_tokens, states and replace(states, device=causal.device))
+        key = partial(key_of, causal, runtime, units, layout, boundary, boundary, "exact")
+        computed = Timed(part.to(columns.dtype) for part in prompt_rows(causal, runtime, layout, columns, start))
+        rows, reused = kept("the prompts' keys and values", file, key, computed, layout, columns.row_bytes)
+    cached = PromptRows(columns, layout, rows, torch.device("cpu"))
+    return PromptCache(cached, states, split, labels, record, plan, reused=reused)
 
 
 def _require_adapters(model: Any, boundary: int) -> None:
@@ -207,7 +193,7 @@ def _split(dataset: Rows, vocabulary: int, extra: int) -> tuple[Split, list[Tens
     ]
     if without := points.count(0):
         raise UserError(f"{without:,} of {len(points):,} rows have no prompt part: two tokens or more with labels -100")
-    shared = shared_tokens([one.prompt_ids for one in prompts_of(examples, points)])
+    shared = shared_tokens([one.prompt_ids[:point] for one, point in zip(examples, points, strict=True)])
     prompts: list[Prompt] = [
         (example.prompt_ids[:length], point) for example, length, point in zip(examples, lengths, points, strict=True)
     ]
@@ -281,7 +267,7 @@ def answer_side(model: nn.Module, cache: PromptCache) -> Any:
     twin, _ = twin_of(network, family, cache.boundary, _Network, _Trunk, columns=cache.columns, kind=kind)
     vars(twin).update(saved, main_input_name="inputs_embeds" if cache.boundary else "input_ids")
     with base_alone(model):
-        require_twin(network, twin, family, cache.boundary, partial(_after_two, network, cache.boundary))
+        require_twin(twin, family, partial(_after_two, network, cache.boundary))
     parameters.train_above(family, cache.boundary)
     vars(network)[_BASE] = units
     for name, parameter in parameters.own.items():  # the base reads prompts with its embeddings; answers share them

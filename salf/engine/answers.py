@@ -162,13 +162,11 @@ class AnswerSide:
         if self.cached is not None:
             return self.cached.states(batch), packing
         states = self.model.embed(batch.ids, batch.positions)
-        if self.space:
-            below = packing
-            if self.below is not self.prompts:
-                below = Packing.of(batch.lengths, self.model.device, prompts=self.below.of(batch))
-            with torch.no_grad(), self.runtime.autocast():
-                states = run(self.model, states, 0, self.space, below)
-        return states, packing
+        below = packing
+        if self.below is not self.prompts:
+            below = Packing.of(batch.lengths, self.model.device, prompts=self.below.of(batch))
+        with torch.no_grad(), self.runtime.autocast():
+            return run(self.model, states, 0, self.space, below), packing
 
     def beginning(self) -> Tensor | None:
         """None: the shared prefix is among the prompts."""
@@ -202,9 +200,14 @@ class Reader:
     def read(self, split: Split, advance: Callable[[int], None] = lambda _: None) -> list[Answer]:
         """Losses and, except for free answers, what the model prefers; ``advance`` gets the number of examples done."""
         self.asked = []
-        if not split.examples:
-            return []
-        token_losses, roots = self._teacher_forced(split, advance)
+        token_losses: list[tuple[float, ...]] = [()] * len(split)
+        roots: list[LogProbabilities] = [{}] * len(split)  # of the first tokens of all that may be preferred
+        for index, nats, first in self._batches(split):
+            for i, own, row in zip(index, nats, first, strict=True):
+                token_losses[i] = tuple(-nat for nat in own)
+                if self.rule is not None:
+                    roots[i] = _at(row, self._beginnings(split.examples[i]))
+            advance(len(index))
         answers = [Answer(sum(losses) / len(losses), losses) for losses in token_losses]
         if isinstance(self.rule, LabelTree):
             return self._with_labels(self.rule, split, answers, roots)
@@ -231,8 +234,12 @@ class Reader:
             single: dict[Path, float] = {one.ids: root[one.ids[0]] for one in example.candidates if len(one.ids) == 1}
             known.append({**single, example.answer_ids: -sum(answer.token_losses)})
         asked = [(i, one.ids) for i, e in enumerate(split.examples) for one in e.candidates if one.ids not in known[i]]
-        for (i, ids), nats in zip(asked, self._sums(split, asked), strict=True):
-            known[i][ids] = nats
+        if asked:
+            self.asked.append(_asked(split, asked))
+            for index, nats, _ in self._batches(self.asked[-1]):
+                for at, own in zip(index, nats, strict=True):
+                    i, ids = asked[at]
+                    known[i][ids] = sum(own)
         made = []
         for example, answer, nats_of in zip(split.examples, answers, known, strict=True):
             best, share = rule.choose(example.candidates, [nats_of[one.ids] for one in example.candidates])
@@ -240,20 +247,6 @@ class Reader:
             correct = chosen.ids == example.answer_ids
             made.append(replace(answer, predicted=chosen.text, correct=correct, probability=share))
         return made
-
-    def _teacher_forced(
-        self, split: Split, advance: Callable[[int], None]
-    ) -> tuple[list[tuple[float, ...]], list[LogProbabilities]]:
-        """Losses by answer token, and log probabilities of the first tokens of all that may be preferred."""
-        losses: list[tuple[float, ...]] = [()] * len(split.examples)
-        roots: list[LogProbabilities] = [{}] * len(split.examples)
-        for index, nats, first in self._batches(split):
-            for i, own, row in zip(index, nats, first, strict=True):
-                losses[i] = tuple(-nat for nat in own)
-                if self.rule is not None:
-                    roots[i] = _at(row, self._beginnings(split.examples[i]))
-            advance(len(index))
-        return losses, roots
 
     def _beginnings(self, example: Example) -> tuple[int, ...]:
         if isinstance(self.rule, LabelTree):
@@ -285,14 +278,6 @@ class Reader:
             for row, i in zip(log_probabilities, index, strict=True):
                 answers[i] = _at(row, tree.branches[questions[i][1]])
         return answers
-
-    def _sums(self, split: Split, questions: Sequence[tuple[int, Path]]) -> list[float]:
-        sums = [0.0] * len(questions)
-        self.asked += [_asked(split, questions)] if questions else []
-        for index, nats, _ in self._batches(self.asked[-1]) if questions else ():
-            for i, own in zip(index, nats, strict=True):
-                sums[i] = sum(own)
-        return sums
 
 
 def _asked(split: Split, questions: Sequence[tuple[int, Path]]) -> Split:

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self
 
@@ -123,17 +124,14 @@ def collate_states(rows: Sequence[Row], padding_side: Literal["left", "right"] =
     Raises:
         UserError: rows are something else, such as token ids.
     """
-
-    def padded(parts: list[Tensor], value: float = 0) -> Tensor:
-        return pad_sequence(parts, batch_first=True, padding_value=value, padding_side=padding_side)
-
+    padded = partial(pad_sequence, batch_first=True, padding_side=padding_side)
     if not all({"inputs_embeds", "boundary"} <= row.keys() for row in rows):
         raise UserError("these are not items of salf.prefix_states; an evaluation split needs its states, too")
     labels = [row["labels"] for row in rows]
     return {
         "inputs_embeds": padded([row["inputs_embeds"] for row in rows]),
         "attention_mask": padded([torch.ones_like(one) for one in labels]),
-        "labels": padded(labels, IGNORED),
+        "labels": padded(labels, padding_value=IGNORED),
         "boundary": torch.stack([row["boundary"] for row in rows]),
     }
 

@@ -65,8 +65,17 @@ class Runtime:
 
 
 def choose_runtime(params: Device) -> Runtime:
-    """Set the allocator up and pick device and precision: see :func:`find_runtime`."""
-    keep_freed_memory()
+    """Set the allocator up and pick device and precision: see :func:`find_runtime`.
+
+    It tells glibc not to hand large blocks back to the kernel at every step, which then waits for their pages. Without
+    this, a fine-tune at half depth took 1.04 and 1.15 times as long (``allocator`` in
+    ``reports/benchmark-2-cores-avx512.json``). It works although torch is loaded by then; other C libraries are left
+    alone.
+    """
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, -1)
     return find_runtime(params)
 
 
@@ -92,27 +101,11 @@ def _bfloat16(kind: str) -> tuple[bool, str]:
     if kind == "cuda":
         fast = torch.cuda.is_bf16_supported()
         return fast, "this GPU computes bfloat16" if fast else "this GPU does not compute bfloat16"
-    for name, there in (
-        ("AMX", torch.cpu._is_amx_tile_supported),
-        ("AVX512_BF16", torch.cpu._is_avx512_bf16_supported),
-    ):
-        if there():
-            return True, f"this processor has {name}"
+    if torch.cpu._is_amx_tile_supported():
+        return True, "this processor has AMX"
+    if torch.cpu._is_avx512_bf16_supported():
+        return True, "this processor has AVX512_BF16"
     return False, "this processor has no bfloat16 products: slower"
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc not to hand large blocks back to the kernel at every step, which then waits for their pages.
-
-    Without this, a fine-tune at half depth took 1.04 and 1.15 times as long (``allocator`` in
-    ``reports/benchmark-2-cores-avx512.json``). It works although torch is loaded by then; other C libraries are left
-    alone.
-    """
-    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
-        return
-    libc = ctypes.CDLL(None)
-    libc.mallopt(_M_MMAP_MAX, 0)
-    libc.mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 def machine_facts(runtime: Runtime) -> dict[str, Any]:

@@ -57,9 +57,7 @@ def suffix(model: nn.Module, plan_or_boundary: FreezePlan | int, scope: str | No
     parameters = NetworkParameters.of(model)
     family = family_of(network.config.model_type, parameters.own)
     twin, trunk = twin_of(network, family, boundary, Network, Trunk)
-    require_twin(
-        network, twin, family, boundary, lambda _, mask, states: {"inputs_embeds": states, "attention_mask": mask}
-    )
+    require_twin(twin, family, lambda _, mask, states: {"inputs_embeds": states, "attention_mask": mask})
     _take_boundary(type(twin), trunk.entry)
     parameters.train_above(family, boundary)
     if network.is_activation_checkpointing:
@@ -232,18 +230,13 @@ def _replace(parent: nn.Module, name: str, module: nn.Module) -> nn.Module:
     return module
 
 
-def require_twin(
-    network: PreTrainedModel,
-    twin: Any,
-    family: Family,
-    boundary: int,
-    batch: Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]],
-) -> None:
+def require_twin(twin: Any, family: Family, batch: Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]) -> None:
     """Learn how layers return their states, and compare the twin's logits with the model's on a few tokens.
 
     ``batch`` makes what the twin takes of token ids [B, T], their mask, and boundary states [B, T, H]; logits are of
     the last tokens. A ``UserError`` says that they differ.
     """
+    network: PreTrainedModel = twin.whole
     entry: Entry = twin.get_submodule(family.trunk).entry
     device = network.get_input_embeddings().weight.device
     rows = [torch.arange(1, tokens + 1, device=device) for tokens in (3, 5)]
@@ -251,7 +244,7 @@ def require_twin(
 
     def both() -> tuple[Tensor, Tensor]:
         outputs: list[Any] = []
-        layer = network.get_submodule(family.layers)[max(boundary, 1) - 1]
+        layer = network.get_submodule(family.layers)[max(entry.boundary, 1) - 1]
         handle = layer.register_forward_hook(lambda *given: outputs.append(given[-1]))
         try:
             theirs = network(input_ids=ids, attention_mask=mask, use_cache=False).logits

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 from torch import Tensor
@@ -40,8 +40,6 @@ from salf.plan import FreezePlan
 from salf.rate_choice import LEVEL, Tried, ranking, standings
 from salf.records import CurvePoint, GridRate, KeptWeights, RaceArm, RaceLook, RaceRecord, RaceStanding
 from salf.settings import Finetune
-
-_IN_RACE: Final = ("leads", "stays")
 
 
 def race_settings(settings: Finetune) -> Finetune:
@@ -259,7 +257,7 @@ class _Search:
         looks = self.progress.looks
         if not looks:
             return list(range(len(self.arms)))
-        return [one.arm for one in looks[-1].standings if one.fate in _IN_RACE]
+        return [one.arm for one in looks[-1].standings if one.fate in ("leads", "stays")]
 
     def _look(self, epoch: int, level: float | None, keep: int | None) -> RaceLook:
         """Compare the arms that are still in the race."""

@@ -12,6 +12,7 @@ counted in units in which both logarithms are of order one.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from typing import Final
 
@@ -80,28 +81,20 @@ class _Data:
     weights: Array  # [C, n]
     free: Array  # [d], 1 for parameters that are fitted, 0 for those that are known
 
-
-@dataclass(frozen=True)
-class _Objective:
-    """Huber loss and gradient of chosen problems; problem number p belongs to curve p // starts."""
-
-    data: _Data
-    starts: int
-
-    def __call__(self, theta: Array, problems: Index) -> tuple[Array, Array]:
+    def objective(self, starts: int, theta: Array, problems: Index) -> tuple[Array, Array]:
+        """Huber loss and gradient of chosen problems; problem number p belongs to curve p // starts."""
         ends = range(_CHUNK, len(problems), _CHUNK)
-        parts = zip(np.split(theta, ends), np.split(problems, ends), strict=True)
+        parts = zip(np.split(theta, ends), np.split(problems // starts, ends), strict=True)
         values, gradients = zip(*(self._part(*part) for part in parts), strict=True)
         return np.concatenate(values), np.concatenate(gradients)
 
-    def _part(self, theta: Array, problems: Index) -> tuple[Array, Array]:
-        curve = problems // self.starts
-        weights = self.data.weights[curve]
+    def _part(self, theta: Array, curve: Index) -> tuple[Array, Array]:
+        weights = self.weights[curve]
         with np.errstate(over="ignore", invalid="ignore"):  # a trial step far out: its value is refused
-            value, jacobian = self.data.law.log_curve(theta, self.data.x)
-            loss, slope = huber(value - self.data.log_y[curve])
+            value, jacobian = self.law.log_curve(theta, self.x)
+            loss, slope = huber(value - self.log_y[curve])
             total = (weights * loss).sum(axis=1)
-            gradient = np.einsum("pn,pnd->pd", weights * slope, jacobian) * self.data.free
+            gradient = np.einsum("pn,pnd->pd", weights * slope, jacobian) * self.free
         return np.where(np.isfinite(total) & np.isfinite(gradient).all(axis=1), total, np.inf), gradient
 
 
@@ -113,7 +106,7 @@ def _run(data: _Data, starts: Array, max_iterations: int) -> Fit:
     """Minimise from every start [C or 1, S, d] of every curve; all in the engine's units."""
     shape = (len(data.log_y), *starts.shape[1:])
     problems = np.broadcast_to(starts, shape).reshape(-1, shape[2])
-    minima = minimise(_Objective(data, shape[1]), problems, max_iterations)
+    minima = minimise(partial(data.objective, shape[1]), problems, max_iterations)
     values = minima.values.reshape(shape[:2])
     order = np.argsort(values, axis=1, kind="stable")
     ends = np.take_along_axis(minima.points.reshape(shape), order[:, :, None], axis=1)

@@ -131,8 +131,7 @@ def critical_sizes(laws: Mapping[str, JointLaw], confidence: float) -> list[Crit
 
 def levels_of(law: JointLaw) -> list[float]:
     """Levels of X, the largest first."""
-    levels: list[float] = np.unique(law.runs.variables[:, 0])[::-1].tolist()
-    return levels
+    return np.unique(law.runs.variables[:, 0])[::-1].tolist()
 
 
 def _critical_size(

@@ -103,11 +103,10 @@ def _begin(objective: Objective, starts: Array) -> _Batch:
     value, gradient = objective(starts, np.arange(count))
     zeros, none = np.zeros(count), np.zeros(count, dtype=np.intp)
     batch = _Batch(
-        np.arange(count), starts.copy(), value, gradient, np.full((count, size, size), np.nan), none, none.copy(),
-        np.zeros_like(starts), zeros, zeros.copy(), zeros.copy(), zeros.copy(), none.copy(),
-        starts.copy(), value.copy(), gradient.copy(),
+        np.arange(count), starts, value, gradient, np.full((count, size, size), np.nan), none, none,
+        np.zeros_like(starts), zeros, zeros, zeros, zeros, none, starts, value, gradient,
     )  # fmt: skip
-    batch.keep(np.isfinite(value))
+    batch.keep(np.isfinite(value))  # which copies: no two share memory
     return batch
 
 

@@ -81,8 +81,7 @@ def configuration(given: str) -> Configuration:
 @cache
 def published() -> Mapping[str, Mapping[str, Any]]:
     """Name → ``origin``, ``parameters`` as published, and the ``config`` entries that the sizes follow from."""
-    entries: Mapping[str, Mapping[str, Any]] = read_json(_FILE)
-    return entries
+    return read_json(_FILE)
 
 
 def device(name: str, utilisation: float) -> Machine:

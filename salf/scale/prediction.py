@@ -71,9 +71,12 @@ def memory(
     parts = work.parts_per_epoch
     per_token = activation_bytes_per_token(shape, precision.value, precision.stream)
     queries = work.answer.queries if answers_alone and work.answer else work.queries
-    kept = _kept_tokens(shape, work, boundary, queries) * per_token
+    layers = shape.layers - boundary
+    # The last layer of a packed model computes keys and values of all tokens, and all else at answer positions.
+    last = work.positions if shape.packed else queries
+    kept = ((layers - 1) * queries + last if layers else 0) * per_token
     if work.recompute:  # every layer's input, and what one layer keeps
-        inputs = (shape.layers - boundary) * queries * shape.hidden * precision.stream
+        inputs = layers * queries * shape.hidden * precision.stream
         kept = min(kept, queries * per_token) + inputs
     activations = round(technique.activations * kept / parts)
     logits = round(min(work.positions / parts, HEAD_ROWS) * shape.vocabulary * precision.logit)
@@ -92,17 +95,6 @@ def memory(
         logits=logits,
         peak=weights + moments + max(gradients, walking),
     )
-
-
-def _kept_tokens(shape: ModelShape, work: CostModel, boundary: int, queries: int) -> int:
-    """Tokens of an epoch that trained layers keep activations of, summed over these layers.
-
-    The last layer of a packed model computes keys and values of all tokens and all else at answer positions.
-    """
-    trained = shape.layers - boundary
-    if not trained or not shape.packed:
-        return trained * queries
-    return (trained - 1) * queries + work.positions
 
 
 class Cost(Spent):

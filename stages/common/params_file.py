@@ -39,21 +39,18 @@ def read_validated(path: Path, kind: type[Groups]) -> Groups:
         raise UserError("\n".join(_fault_lines(path, error.errors(), kind))) from None
 
 
-def _fault_lines(path: Path, faults: Iterable[ErrorDetails], kind: type[BaseModel]) -> list[str]:
-    lines: list[str] = []
+def _fault_lines(path: Path, faults: Iterable[ErrorDetails], kind: type[BaseModel]) -> Iterator[str]:
     for fault in faults:
         names = [str(part) for part in fault["loc"] if part != "[key]"]
         key = ".".join(names)
         if fault["type"] == "extra_forbidden":
-            text = f"{path}: {key}: unknown parameter{_did_you_mean(names, kind)}"
+            yield f"{path}: {key}: unknown parameter{_did_you_mean(names, kind)}"
         elif fault["type"] == "missing":
             field = dict(_fields(kind)).get(key)  # none in a group whose name the user chose
-            text = f"{path}: {key}: missing{f': {_expected(field)}' if field else ''}"
+            yield f"{path}: {key}: missing{f': {_expected(field)}' if field else ''}"
         else:
             where = f"{key} = {fault['input']!r}: " if key else ""
-            text = f"{path}: {where}{fault['msg'].removeprefix('Value error, ')}"
-        lines.append(text)
-    return lines
+            yield f"{path}: {where}{fault['msg'].removeprefix('Value error, ')}"
 
 
 def _did_you_mean(names: list[str], kind: type[BaseModel]) -> str:

@@ -43,10 +43,12 @@ def begin(argv: Sequence[str] | None = None) -> Run | None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     stage = stage.rpartition(":")[2]  # DVC names dvc.yaml too when it is called from another folder
     run = Run(ledger_of(Path(root)), uuid.uuid4().hex, stage, arguments, time.monotonic())
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    program = [Path(sys.argv[0]).name] if spec is None else ["-m", spec.name.removesuffix(".__main__")]
     start = Start(
         run=run.name,
         stage=stage,
-        command=_command(arguments),
+        command=["python", *program, *arguments],
         temporary=Path(root, ".dvc/tmp").resolve() in Path.cwd().resolve().parents,  # an experiment in a copy
         **code_state(Path.cwd())[0],
         flow_run=os.environ.get("SALF_FLOW_RUN"),
@@ -95,12 +97,6 @@ def _content_name(path: Path) -> str:
         return folder_name({file.relative_to(path).as_posix(): _content_name(file) for file in files})
     with path.open("rb") as file:
         return hashlib.file_digest(file, "md5").hexdigest()
-
-
-def _command(arguments: Sequence[str]) -> list[str]:
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    program = [Path(sys.argv[0]).name] if spec is None else ["-m", spec.name.removesuffix(".__main__")]
-    return ["python", *program, *arguments]
 
 
 def code_state(folder: Path) -> tuple[dict[str, Any], list[str]]:

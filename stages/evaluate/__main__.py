@@ -14,17 +14,10 @@ from salf.files import replacing_file
 from salf.metrics import Baseline, Intervals, Metrics, write_comparison, write_csv
 from salf.records import BaseRecord, FineTuneClock, FineTuneRecord, PreparedRecord
 from salf.settings import TASKS, Caching, Device
-from stages.common.command import exit_code, parser_of
+from stages.common.command import BASE, PREPARED, exit_code, parser_of
 from stages.common.params import Compare, Evaluate, Room
 from stages.evaluate.baselines import answers
-from stages.evaluate.compare import (
-    UNTRAINED,
-    Sampling,
-    by_method,
-    compare_methods,
-    measured_of,
-    run_metrics,
-)
+from stages.evaluate.compare import UNTRAINED, Sampling, by_method, compare_methods, measured_of, run_metrics
 from stages.evaluate.predict import Predictor, prediction_rows
 from stages.evaluate.readings import TEST, further_splits, panels_of, read_all
 from stages.evaluate.scores import Bootstrap, Predictions, Statistic, intervals, score
@@ -33,8 +26,8 @@ _PARSER: Final = parser_of(
     "evaluate",
     "Score every fine-tuned model, the untrained model and simple baselines on the test split and shifted splits.",
     {
-        "base": ("data/base", "the base model's folder"),
-        "prepared": ("data/prepared", "the prepared data's folder"),
+        "base": BASE,
+        "prepared": PREPARED,
         "models": ("data/models", "the folder of fine-tuned model folders"),
         "measured": ("reports/runs", "the folder of measured seconds and memory"),
         "metrics": ("reports/metrics.json", "JSON to write: scores and counted costs"),
@@ -68,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     splits = {name: Split(examples, meta.shared_prefix_tokens) for name, examples in tests.items()}
     splits |= further_splits(asked, args.base)
     predictor = Predictor(choose_runtime(params.device), asked, meta, args.base, shards, params.finetune, splits)
-    found = read_all(predictor, list(tests), args.models, records)
+    found = read_all(predictor, args.models, records)
     if TASKS[meta.task].quality == "accuracy":
         training = read_examples(args.prepared, "train")
         for name, said in found.tests.items():

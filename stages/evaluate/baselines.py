@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from statistics import multimode
-from typing import Final
+from typing import Any, Final
 
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -34,9 +34,7 @@ def commonest_place(training: Sequence[Example], test: Sequence[Example]) -> lis
 
 def tfidf(training: Sequence[Example], test: Sequence[Example]) -> list[str]:
     """Classify by TF-IDF of words and word pairs and logistic regression, trained on the training split."""
-    texts = [example.text for example in training]
-    pipeline = _bag_of_words(texts)
-    pipeline.fit(texts, [example.label for example in training])
+    pipeline = _bag_of_words([example.text for example in training], [example.label for example in training])
     return [str(label) for label in pipeline.predict([example.text for example in test])]
 
 
@@ -47,8 +45,7 @@ def tfidf_of_candidates(training: Sequence[Example], test: Sequence[Example]) ->
     """
     labelled = [(one.text, at == _right(example)) for example in training for at, one in enumerate(example.candidates)]
     candidates, right = zip(*labelled, strict=True)
-    pipeline = _bag_of_words(candidates)
-    pipeline.fit(candidates, right)
+    pipeline = _bag_of_words(candidates, right)
     chosen = []
     for example in test:
         texts = [one.text for one in example.candidates]
@@ -60,8 +57,8 @@ def _right(example: Example) -> int:
     return next(at for at, one in enumerate(example.candidates) if one.ids == example.answer_ids)
 
 
-def _bag_of_words(texts: Sequence[str]) -> Pipeline:
-    """Features are words, or characters where no text has a word: smileys, operators."""
+def _bag_of_words(texts: Sequence[str], labels: Sequence[Any]) -> Pipeline:
+    """Fit to the labels; features are words, or characters where no text has a word: smileys, operators."""
     known = {"token_pattern": _WORD} if any(re.search(_WORD, text) for text in texts) else {"analyzer": "char"}
     features = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, **known)
-    return make_pipeline(features, LogisticRegression(C=10.0, max_iter=2000))
+    return make_pipeline(features, LogisticRegression(C=10.0, max_iter=2000)).fit(texts, labels)

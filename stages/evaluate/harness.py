@@ -15,15 +15,14 @@ from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
 from salf.answer_folder import is_answer_side
-from salf.engine.models.adapter import code_trusted, open_model
+from salf.engine.models.adapter import code_trusted
 from salf.engine.models.shards import shard_hashes
 from salf.engine.runtime import Runtime, choose_runtime
-from salf.engine.techniques.dcp import pruned
-from salf.engine.techniques.roste import quantised
 from salf.errors import UserError
 from salf.files import digest_of, require, significant, write_json
 from stages.common.command import exit_code
 from stages.common.params import load_params
+from stages.evaluate.predict import open_trained
 
 BASE: Final = "base"
 
@@ -103,9 +102,8 @@ def _run(folder: Path, runtime: Runtime, args: argparse.Namespace, manager: Any)
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    network = open_model(folder, runtime.device, runtime.dtype, base=args.base).network
     model = HFLM(
-        pretrained=pruned(quantised(network, folder), folder),
+        pretrained=open_trained(folder, args.base, runtime).network,
         tokenizer=AutoTokenizer.from_pretrained(folder, trust_remote_code=code_trusted(args.base)),
         batch_size=args.batch_size,
     )

@@ -12,17 +12,18 @@ from tokenizers import Tokenizer
 from transformers import GenerationConfig
 
 from salf.answer_folder import AnswerSideRecord
-from salf.engine.answer_model import AnswerSideModel, base_alone, base_network
+from salf.engine.answer_model import AnswerSideModel, base_alone
 from salf.engine.answers import Answer, Reader, answer_states
 from salf.engine.batches import Example, Split, Start
 from salf.engine.boundary_cache.cache import BoundaryCache, Opened, print_opened
 from salf.engine.boundary_cache.folder import frozen_units
 from salf.engine.boundary_cache.prompts import answer_side
-from salf.engine.models.adapter import CausalModel, open_model, take_apart
+from salf.engine.models.adapter import WHOLE, CausalModel, Frozen, open_model, take_apart
 from salf.engine.progress import progress
 from salf.engine.rules import Rule, rule_of
 from salf.engine.runtime import Runtime
 from salf.engine.shift import Shift, measure_shift
+from salf.engine.suffix import network_of
 from salf.engine.techniques.dcp import interactions, kept_shares, pruned
 from salf.engine.techniques.head import class_rule, of_classes, open_class_head
 from salf.engine.techniques.roste import quantised
@@ -79,8 +80,7 @@ class Predictor:
         trains.
         """
         held = self.runtime.frozen(None if self.runtime.frozen_weights == "offload" else frozen)
-        model = open_model(folder, self.runtime.device, self.runtime.dtype, frozen=held, base=self.base)
-        pruned(quantised(model.network, folder), folder)
+        model = open_trained(folder, self.base, self.runtime, held)
         if self.classes:
             open_class_head(model, folder)
 
@@ -91,15 +91,12 @@ class Predictor:
 
     def open_answer_side(self, folder: Path, name: str, side: AnswerSide) -> ReadyModel:
         """The same with weights that act on answers alone: the base reads the prompts, up to where ``side`` says."""
-        record = AnswerSideRecord.load(folder)
-        base = open_model(self.base, self.runtime.device, getattr(torch, record.base.dtype)).network
-        opened = AnswerSideModel.from_pretrained(folder, base).to(self.runtime.dtype)
-        trained = take_apart(base_network(opened.trained).eval())
+        opened, trained = open_twin(folder, self.base, self.runtime)
 
         def started(name: str) -> Split:
             split = self.splits[name].after_prompts(side)
             prompts = self._prompts(opened, split, name)
-            start = answer_side(trained, self.runtime, split, prompts.start, None, record.boundary)
+            start = answer_side(trained, self.runtime, split, prompts.start, None, opened.record.boundary)
             return replace(split, start=start)
 
         return ReadyModel(name, trained, opened, started)
@@ -155,7 +152,9 @@ class Predictor:
             correct = [answer.correct or False for answer in answers]
         else:
             said = self._written(ready, name)
-            correct = self._exact(said, split)
+            # Both sides without special tokens, which chat templates put into answers, too.
+            asked = [self._tokenizer.decode(one.answer_ids, skip_special_tokens=True) for one in split.examples]
+            correct = [exact_match(*both, self.params.answer_marker) for both in zip(said, asked, strict=True)]
         return Predictions(said, np.array(correct, float), loss, tokens, [answer.probability for answer in answers])
 
     def _written(self, ready: ReadyModel, name: str) -> list[str]:
@@ -165,11 +164,6 @@ class Predictor:
             return write_answers(
                 ready.writer, self._tokenizer, split, longest, self.meta.end_token_id, most, lambda n: advance(n, "")
             )
-
-    def _exact(self, said: Sequence[str], split: Split) -> list[bool]:
-        # Both sides without special tokens, which chat templates put into answers, too.
-        asked = [self._tokenizer.decode(example.answer_ids, skip_special_tokens=True) for example in split.examples]
-        return [exact_match(*both, self.params.answer_marker) for both in zip(said, asked, strict=True)]
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
@@ -198,6 +192,20 @@ class Predictor:
     def _cache_of(self, model: CausalModel, frozen: int, shared: int) -> BoundaryCache:
         units = frozen_units(self.shards, frozen)
         return BoundaryCache(self.cache, model, self.runtime, units, shared, self.params.batch_tokens)
+
+
+def open_trained(folder: Path, base: Path, runtime: Runtime, frozen: Frozen = WHOLE) -> CausalModel:
+    """Open a model whose layers drop tokens, or are quantised, as in training; ``base`` is the base model's folder."""
+    model = open_model(folder, runtime.device, runtime.dtype, frozen=frozen, base=base)
+    pruned(quantised(model.network, folder), folder)
+    return model
+
+
+def open_twin(folder: Path, base: Path, runtime: Runtime) -> tuple[AnswerSideModel, CausalModel]:
+    """Open an answer-side model, and take its trained twin apart, whose weights act at every position that it reads."""
+    dtype = getattr(torch, AnswerSideRecord.load(folder).base.dtype)
+    opened = AnswerSideModel.from_pretrained(folder, open_model(base, runtime.device, dtype).network).to(runtime.dtype)
+    return opened, take_apart(network_of(opened.trained).eval())
 
 
 def frozen_layers(shards: Mapping[str, str], base: Mapping[str, str]) -> int:

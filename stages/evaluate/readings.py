@@ -50,15 +50,13 @@ def further_splits(asked: Evaluate, base: Path) -> dict[str, Split]:
     return found
 
 
-def read_all(
-    predictor: Predictor, tests: Sequence[str], models: Path, records: Mapping[str, FineTuneRecord]
-) -> Readings:
+def read_all(predictor: Predictor, models: Path, records: Mapping[str, FineTuneRecord]) -> Readings:
     """Let the untrained model and the fine-tuned ones in the folder ``models`` read the predictor's splits."""
-    found, asked = Readings({name: {} for name in tests}), predictor.params
+    found, asked = Readings({name: {} for name in predictor.meta.tests}), predictor.params
 
     def read(reader: Predictor, ready: ReadyModel, run: FineTuneRecord | None) -> None:
-        for name in tests:
-            found.tests[name][ready.name] = reader.predict(ready, name)
+        for name, said in found.tests.items():
+            said[ready.name] = reader.predict(ready, name)
         if kept := reader.kept(ready, TEST):
             found.kept[ready.name] = kept
         if _PAIRS in reader.splits:

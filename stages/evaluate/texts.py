@@ -8,21 +8,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-import torch
-
-from salf.answer_folder import AnswerSideRecord, is_answer_side
-from salf.engine.answer_model import AnswerSideModel, base_network
-from salf.engine.models.adapter import CausalModel, open_model, take_apart
+from salf.answer_folder import is_answer_side
 from salf.engine.perplexity import perplexity, text_examples
-from salf.engine.runtime import Runtime, choose_runtime
-from salf.engine.techniques.dcp import pruned
-from salf.engine.techniques.roste import quantised
+from salf.engine.runtime import choose_runtime
 from salf.errors import UserError, reading
 from salf.files import require, significant, write_json
 from stages.common.command import exit_code
 from stages.common.params import load_params
+from stages.evaluate.predict import open_trained, open_twin
 
-BASE: Final = "base"
 _MOST_DOCUMENTS: Final = 1000  # of a file that are looked at
 
 
@@ -33,27 +27,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     texts = {}
     for name, path in (text.split("=", 1) for text in args.texts):
         texts[name] = text_examples(args.base, documents(Path(path)), args.tokens)[: args.blocks]
-    folders = {BASE: require(args.base, made_by="base"), **{one.name: require(one, "finetune") for one in args.models}}
+    folders = {"base": require(args.base, "base"), **{one.name: require(one, "finetune") for one in args.models}}
     found: dict[str, dict[str, dict[str, float | int]]] = {}
     for folder_name, folder in folders.items():
-        model = _opened(folder, args.base, runtime)
+        if is_answer_side(folder):  # with its trained weights at every position
+            model = open_twin(folder, args.base, runtime)[1]
+        else:
+            model = open_trained(folder, args.base, runtime)
         found[folder_name] = {}
         for name, blocks in texts.items():
             measured, tokens = perplexity(model, runtime, blocks)
             found[folder_name][name] = {"perplexity": significant(measured), "tokens": tokens}
             print(f"{folder_name}, {name}: perplexity {measured:.3f}")
     write_json(args.out, {"schema": 1, "models": found})
-
-
-def _opened(folder: Path, base: Path, runtime: Runtime) -> CausalModel:
-    """A model as it was trained to compute, its trained weights at every position: of an answer-side model, too."""
-    if not is_answer_side(folder):
-        model = open_model(folder, runtime.device, runtime.dtype, base=base)
-        pruned(quantised(model.network, folder), folder)
-        return model
-    dtype = getattr(torch, AnswerSideRecord.load(folder).base.dtype)
-    opened = AnswerSideModel.from_pretrained(folder, open_model(base, runtime.device, dtype).network)
-    return take_apart(base_network(opened.to(runtime.dtype).trained).eval())
 
 
 def documents(path: Path) -> list[str]:

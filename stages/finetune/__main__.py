@@ -27,7 +27,7 @@ from salf.selectors import SELECTORS
 from salf.settings import SEEDS, Count, Device, Finetune, Group, Race
 from stages.common.command import BASE, PREPARED, exit_code, parser_of
 from stages.common.params import Room, load_params
-from stages.finetune.card import Facts, trained_words, write_cards
+from stages.finetune.card import trained_words, write_cards
 from stages.finetune.launch import end_with_launcher, launch
 from stages.finetune.save import Base, save_answer_side_model, save_model
 
@@ -165,7 +165,7 @@ def _fine_tune(args: argparse.Namespace, room: FinetuneRoom, asked: Asked, proce
         )
         record.save(folder)
         own = _plan_of(found, plan, args) if found.race else plan
-        write_cards(folder, Facts(record, own, base, meta), named)
+        write_cards(folder, record, own, base, meta, named)
         own.save(folder / FILE_NAME)
     args.measured.parent.mkdir(parents=True, exist_ok=True)
     FineTuneClock(

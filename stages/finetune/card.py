@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -16,20 +16,13 @@ from salf.settings import TASKS
 from stages.finetune.save import Base
 
 
-class Facts(NamedTuple):
-    """The records that cards tell of."""
-
-    run: FineTuneRecord
-    plan: FreezePlan
-    base: BaseRecord
-    meta: PreparedRecord
-
-
-def write_cards(folder: Path, facts: Facts, named: Base) -> None:
+def write_cards(
+    folder: Path, run: FineTuneRecord, plan: FreezePlan, base: BaseRecord, meta: PreparedRecord, named: Base
+) -> None:
     """Write ``README.md`` with the Hub's YAML head; ``named``: what adapters call the base model."""
-    write_text(folder / "README.md", _model_card(*facts))
+    write_text(folder / "README.md", _model_card(run, plan, base, meta))
     if (folder / ADAPTER).is_dir():
-        write_text(folder / ADAPTER / "README.md", _adapter_card(facts, named))
+        write_text(folder / ADAPTER / "README.md", _adapter_card(run, base, meta, named))
 
 
 def _model_card(run: FineTuneRecord, plan: FreezePlan, base: BaseRecord, meta: PreparedRecord) -> str:
@@ -83,21 +76,16 @@ see `reports/metrics.json` of the project that made this model.
 """
 
 
-def _adapter_card(facts: Facts, named: Base) -> str:
+def _adapter_card(run: FineTuneRecord, base: BaseRecord, meta: PreparedRecord, named: Base) -> str:
     """On which base model the adapters sit, and where answers end."""
-    run, _, base, meta = facts
     head = f"base_model: {named.name}\n" if named.revision else ""
     at = f" at revision `{named.revision}`" if named.revision else ""
     end = meta.end_token_id
-    stop = (
-        ""
-        if end is None
-        else f"""\
+    stop = f"""\
 Answers end with token {end}. PEFT takes the base model's settings for generation, so name it: \
 `model.generate(..., eos_token_id={end})`.
 
 """
-    )
     return f"""\
 ---
 {head}library_name: peft
@@ -110,19 +98,18 @@ tags: [lora, salf]
 Base model: `{named.name}`{at}. SHA-256 of its weights, one shard per layer: `{base.weights_sha256}`. \
 The folder above holds the same model with the adapters merged.
 
-{stop}    from peft import AutoPeftModelForCausalLM
+{"" if end is None else stop}    from peft import AutoPeftModelForCausalLM
 
     model = AutoPeftModelForCausalLM.from_pretrained("adapter")
 """
 
 
 def _source_words(source: Mapping[str, Any]) -> str:
-    parts = [
+    return ", ".join(
         f"{key} ({_source_words(value)})" if isinstance(value, Mapping) else f"{key} {value}"
         for key, value in source.items()
         if value is not None
-    ]
-    return ", ".join(parts)
+    )
 
 
 def _label_words(labels: Sequence[PreparedLabel]) -> str:

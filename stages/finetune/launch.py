@@ -59,8 +59,7 @@ def launch(module: str, argv: Sequence[str], processes: int) -> None:
 
 def end_with_launcher() -> None:
     """Have this process killed when its launcher is: on Linux, under our own launcher."""
-    parent = os.environ.get(_PARENT)
-    if parent is not None:
+    if parent := os.environ.get(_PARENT):
         end_with(int(parent))
 
 

@@ -40,13 +40,12 @@ def save_model(trainable: Trainable, base: Path, folder: Path, named: Base, end:
     can; generation stops at ``end``, the token that answers were trained to end with. Adapters are saved as PEFT's
     folder ``adapter`` as well, where the base is called ``named``, then folded into the weights.
     """
-    family, depth = trainable.model.family, trainable.model.depth
-    beside = [file for file in base.iterdir() if file.is_file() and file.suffix != ".safetensors"]
-    for file in beside:
-        if file.name not in _WEIGHTS:
+    family, depth, network = trainable.model.family, trainable.model.depth, trainable.model.network
+    for file in base.iterdir():
+        if file.is_file() and file.suffix != ".safetensors" and file.name not in _WEIGHTS:
             share_file(file, folder / file.name)
     if end is not None:
-        _stop_at(end, folder, trainable.model.network)
+        _stop_at(end, folder, network)
     trainable.form.save(folder, named.name, named.revision)
     if (folder / ADAPTER).is_dir():
         for file in [file for file in folder.iterdir() if file.suffix in _TEXTS and file.name != "config.json"]:
@@ -54,19 +53,16 @@ def save_model(trainable: Trainable, base: Path, folder: Path, named: Base, end:
     more = trainable.form.stored()
     changed = {family.unit_of(name, depth) for name in trainable.form.fold()}
     stored = read_json(base / INDEX)["weight_map"]
-    dtype_of = trainable.model.network.dtype
-    named_weights = {**_as_stored(trainable.model.network, stored), **more}
+    named_weights = {**_as_stored(network, stored), **more}
     units = group_by_unit([*stored, *more], family, depth)
-    rewritten = []
     for unit, names in units.items():
         shard = f"{unit}.safetensors"
-        if unit not in changed:
-            share_file(base / shard, folder / shard)
+        if unit in changed:
+            write_tensors(folder / shard, {name: named_weights[name].to(network.dtype) for name in names})
         else:
-            write_tensors(folder / shard, {name: named_weights[name].to(dtype_of) for name in names})
-            rewritten.append(unit)
+            share_file(base / shard, folder / shard)
     write_index(folder, units)
-    return rewritten
+    return [unit for unit in units if unit in changed]
 
 
 def save_answer_side_model(trainable: Trainable, folder: Path, named: Base, record: AnswerSideRecord) -> list[str]:

@@ -39,7 +39,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     with console.status("fitting"):
         analyses = {name: analyse(name, curves, params) for name, curves in traces.curves.items()}
     law = ScalingLaw(
-        schema=1,
         layers=traces.layers,
         examples=traces.examples,
         positions=traces.positions,

@@ -1,8 +1,7 @@
 """Everything that is fitted to one quantity (the deviation, or the loss): laws, verdict, gains.
 
 **Gains** (:mod:`salf.gains`). Layers 2..L-1 compete: layer 1's step starts from the embedding output, and above L no
-layer is left to train. ``ratio``, ``marginal`` and
-``law`` are written whether their power law fits or not.
+layer is left to train. ``ratio``, ``marginal`` and ``law`` are written whether their power law fits or not.
 """
 
 from typing import Final, NamedTuple, get_args

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -10,7 +11,7 @@ from salf.evidence import Evidence, read_gains, read_law, read_pilot, read_signa
 from salf.files import replacing_folder, sha256_file
 from salf.methods import SCOPES
 from salf.plan import FILE_NAME
-from salf.plan_records import CostModel, EvidenceHashes, Rates
+from salf.plan_records import EvidenceHashes
 from salf.records import read_base, read_sizes
 from salf.selectors import SELECTORS
 from salf.settings import Device
@@ -67,12 +68,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         signals_sha256=sha256_file(args.signals) if args.signals else None,
         pilot_sha256=sha256_file(args.pilot) if args.pilot else None,
     )
-
-    def rates(work: CostModel) -> Rates:
-        kept = Path(params.finetune.cache_folder) / "rates.json"
-        return rates_here(args.base, params.device, params.finetune.processes, work, kept)
-
-    plan = make_plan(base, sizes, evidence, params.plan, params.finetune, hashes, rates)
+    kept = Path(params.finetune.cache_folder) / "rates.json"
+    measure = partial(rates_here, args.base, params.device, params.finetune.processes, kept=kept)
+    plan = make_plan(base, sizes, evidence, params.plan, params.finetune, hashes, measure)
     with replacing_folder(args.out) as folder:
         plan.save(folder / FILE_NAME)
     print(*summary(plan), sep="\n")

@@ -6,7 +6,7 @@ from dataclasses import replace
 from salf.at_boundary import at_boundary
 from salf.errors import UserError
 from salf.evidence import Evidence
-from salf.files import significant
+from salf.files import rounded
 from salf.plan import FreezePlan
 from salf.plan_records import CostModel, EvidenceHashes, Rates, SelectedBoundary
 from salf.records import BaseFacts, PreparedSizes
@@ -86,15 +86,11 @@ def _capped(choice: Choice, budget: Budget) -> int:
 
 
 def _selected(choice: Choice, boundary: int) -> SelectedBoundary:
-    scores = None
-    if choice.scores is not None:
-        scores = [None if score is None else significant(score) for score in choice.scores]
-    before = None if boundary == choice.boundary else choice.boundary
     return SelectedBoundary(
         boundary=boundary,
-        before_budget=before,
+        before_budget=None if boundary == choice.boundary else choice.boundary,
         reason=choice.reason,
-        scores=scores,
+        scores=None if choice.scores is None else rounded(list(choice.scores)),
         interval=choice.interval and list(choice.interval),
         warning=choice.warning,
     )

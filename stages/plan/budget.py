@@ -54,10 +54,9 @@ class Budget:
 
     def shallowest(self, first: int = 0) -> int:
         """The smallest boundary from ``first`` on that is within it (ours); a ``UserError`` says that none is."""
-        boundaries = range(first, len(self.costs))
-        found = next(filter(self.pays_for, boundaries), None)
-        if found is not None:
-            return found
+        for boundary in range(first, len(self.costs)):
+            if self.pays_for(boundary):
+                return boundary
         least = min(self.costs[first:])  # L's frozen pass may cost more than L-1's training
         allowed = f"{math.ceil(least * 1000) / 1000}{f' {self.unit} or more' if self.unit else ' to 1'}"
         raise UserError(
@@ -117,5 +116,4 @@ def rates_here(base: Path, device: Device, processes: int, work: CostModel, kept
 
 
 def _measure(*arguments: object) -> Rates:
-    rates: Rates = resolve_name("salf.engine.rates:measure_rates")(*arguments)
-    return rates
+    return resolve_name("salf.engine.rates:measure_rates")(*arguments)

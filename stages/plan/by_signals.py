@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Final
 
 from salf.evidence import Evidence
-from salf.files import significant
 from stages.common.params import Plan
 from stages.plan.choice import AbsentEvidenceError, Choice, certainty
 
@@ -87,7 +86,7 @@ def arrival(evidence: Evidence, _params: Plan) -> Choice:
         f"layer {best} removes the largest share of a classifier's errors at the answer's position: "
         f"{errors[best - 1]:.0%} before it, {errors[best]:.0%} after it",
         _MEASURED_ONCE,
-        scores=tuple(significant(gains[k]) if k in gains else None for k in range(evidence.layers + 1)),
+        scores=tuple(gains.get(k) for k in range(evidence.layers + 1)),
     )
 
 

@@ -215,14 +215,13 @@ def pilot(evidence: Evidence, params: Plan) -> Choice:
     least = min(row.loss for row in rows)
     chosen = [row for row in rows if row.loss - least <= params.tolerance * row.excess_error or row.loss == least][-1]
     how = "the law of all pilots" if pilots.law.holds else "the largest pilots, interpolated, without a law"
-    low, high = chosen.low, chosen.high
-    words = f"validation loss {low:.4g} to {high:.4g} by {how}"
+    words = f"validation loss {chosen.low:.4g} to {chosen.high:.4g} by {how}"
     return Choice(
         chosen.boundary,
         f"boundary {chosen.boundary} is the deepest whose loss, as pilots predict it ({chosen.loss:.4g}), is within "
         f"{params.tolerance:g} standard errors ({chosen.excess_error:.2g}) of the best ({least:.4g}), of those up to "
         f"the deepest pilot, {pilots.deepest}; the pilots cost {pilots.flops.share:.2f} times one full fine-tune",
-        certainty(words, chosen.loss, low, high),
+        certainty(words, chosen.loss, chosen.low, chosen.high),
         fallback=pilots.fallback,
         scores=tuple(-row.loss for row in pilots.predictions),
     )

@@ -1,6 +1,7 @@
 """A selector's answer, and the selectors that see no evidence except the cost."""
 
 from dataclasses import dataclass
+from pkgutil import resolve_name
 from random import Random
 from typing import Final
 
@@ -8,7 +9,7 @@ from salf.errors import UserError
 from salf.evidence import Evidence
 from salf.files import significant
 from salf.plan_records import Certainty, RunnerUp
-from salf.selectors import SELECTORS, SIGNALS, Selector, function_of
+from salf.selectors import SELECTORS, SIGNALS, Selector
 from stages.common.params import Plan
 from stages.plan.budget import Budget
 
@@ -66,8 +67,7 @@ def choose(entry: Selector, evidence: Evidence, params: Plan) -> Choice:
         )
     if entry.needs == "pilot" and evidence.pilot is None:
         raise AbsentEvidenceError("set pilot.enabled to true")
-    choice: Choice = function_of(entry, "stages.plan")(evidence, params.model_copy(update=entry.settings))
-    return choice
+    return resolve_name(f"stages.plan.{entry.function}")(evidence, params.model_copy(update=entry.settings))
 
 
 def full(_evidence: Evidence, _params: Plan) -> Choice:

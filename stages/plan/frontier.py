@@ -22,29 +22,30 @@ def frontier(base: BaseFacts, work: CostModel, law: DepthLaw, machine: Machine |
     nominal = device("h100", UTILISATION)  # whose seconds are left out
     predicted = predict(model, work, machine or nominal, PRECISIONS["float32"]).boundaries
     flops = [BoundaryFlops.of(shape, work, one.boundary) for one in predicted]
-    remaining = [_remaining_reduction(law.mean, one.boundary) for one in predicted]
+    mean, reduction = law.mean, law.mean[1] - law.mean[-1]
+    left = [significant((value - mean[-1]) / reduction) if reduction > 0 else None for value in mean[1:]]
+    remaining = [left[0], *left]  # boundaries 0 and 1 get the same: the embedding step is no layer's reduction
     efficient = _efficient([one.flops for one in predicted], remaining)
-    whole, points = flops[0], []
-    for boundary, (one, spent) in enumerate(zip(predicted, flops, strict=True)):
-        points.append(
-            FrontierPoint(
-                **_cost(one, timed=machine is not None),
-                boundary=boundary,
-                trained_layers=shape.layers - boundary,
-                flops_uncached=spent.uncached(work.epochs),
-                flops_frozen=spent.frozen,
-                flops_epoch=spent.epoch.total,
-                flops_share_uncached=significant(spent.uncached(1) / whole.uncached(1)),
-                flops_share_many_epochs=significant(spent.epoch.total / whole.epoch.total),
-                lora=one.lora,
-                answer=AnswerPoint(**_cost(one.answer, timed=machine is not None)) if one.answer else None,
-                observed=significant(law.mean[boundary]),
-                predicted=significant(law.predicted(boundary)),
-                remaining_reduction=remaining[boundary],
-                efficient=efficient[boundary],
-            )
+    whole = flops[0]
+    return [
+        FrontierPoint(
+            **_cost(one, timed=machine is not None),
+            boundary=boundary,
+            trained_layers=shape.layers - boundary,
+            flops_uncached=spent.uncached(work.epochs),
+            flops_frozen=spent.frozen,
+            flops_epoch=spent.epoch.total,
+            flops_share_uncached=significant(spent.uncached(1) / whole.uncached(1)),
+            flops_share_many_epochs=significant(spent.epoch.total / whole.epoch.total),
+            lora=one.lora,
+            answer=AnswerPoint(**_cost(one.answer, timed=machine is not None)) if one.answer else None,
+            observed=significant(mean[boundary]),
+            predicted=significant(law.predicted(boundary)),
+            remaining_reduction=remaining[boundary],
+            efficient=efficient[boundary],
         )
-    return points
+        for boundary, (one, spent) in enumerate(zip(predicted, flops, strict=True))
+    ]
 
 
 def _cost(one: Cost, *, timed: bool) -> dict[str, Any]:
@@ -56,11 +57,6 @@ def _cost(one: Cost, *, timed: bool) -> dict[str, Any]:
         "gradient_bytes": one.memory.gradients,
         "activation_bytes": one.memory.activations,
     }
-
-
-def _remaining_reduction(mean: Sequence[float], boundary: int) -> float | None:
-    whole = mean[1] - mean[-1]
-    return significant((mean[max(boundary, 1)] - mean[-1]) / whole) if whole > 0 else None
 
 
 def _efficient(costs: Sequence[int], remaining: Sequence[float | None]) -> list[bool]:

@@ -10,7 +10,7 @@ from stages.common.params import Data, Prepare, Room
 from stages.prepare.chat import ChatTemplate, render_sample
 from stages.prepare.examples import Filler, fill_rows
 from stages.prepare.output import Prepared, print_summary, write_prepared
-from stages.prepare.rows import SPLITS, TRAIN, Lost, lost_from
+from stages.prepare.rows import SPLITS, TRAIN, Lost
 from stages.prepare.sources import load_rows
 from stages.prepare.splits import carve, check_usable, draw, named, of_labels, separate
 from stages.prepare.tokens import PromptTokenizer, Tokenised, blocks, label_ids, tokenise
@@ -63,7 +63,7 @@ def _prepared(room: PrepareRoom, base: Path) -> Prepared:
             splits[name], lost = blocks(tokenizer, part, longest)
         else:
             splits[name], lost = tokenise(tokenizer, part, labels, longest)
-        refused += unfit + lost_from(name, lost)
+        refused += unfit + Lost({(name, reason): count for reason, count in lost.items()})
         if labels and name == TRAIN:
             left = {row.example.label for row in splits[TRAIN]}
             labels = {label: ids for label, ids in labels.items() if label in left}

@@ -6,6 +6,7 @@ Jinja's sandbox), because preparing data does without torch and transformers.
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import date
 from functools import partial
 from os.path import commonprefix
@@ -96,10 +97,8 @@ def words(turn: Turn) -> str:
 def parsed(held: Any) -> Any:
     """A value, out of its JSON text where it is the text of a list or an object."""
     if isinstance(held, str) and held.lstrip().startswith(("[", "{")):
-        try:
+        with suppress(ValueError, RecursionError):
             return json.loads(held)
-        except (ValueError, RecursionError):
-            return held
     return held
 
 

@@ -10,14 +10,13 @@ import ast
 import importlib.util
 import re
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Final
 
 from salf.errors import UserError
-from stages.prepare.rows import TRAIN, Loaded, Row, draw_key, lost_from
+from stages.prepare.rows import TRAIN, Loaded, Lost, Row, draw_key
 
 # By the name that people write: as an answer it is what the model has seen most, and with a space in front
 # the eight start with different tokens in the embedded model's vocabulary. To the package that is imported.
@@ -32,7 +31,6 @@ LIBRARIES: Final = {
     "scikit-learn": "sklearn",
 }
 DISTRIBUTIONS: Final = {"sklearn": "scikit-learn"}  # where pip's name is another one
-COLUMNS: Final = ("text", "library", "source_file")
 PER_FILE: Final = 4  # most sentences of one file: files full of look-alike methods do not fill a class
 WORDS: Final = (6, 32)  # shortest and longest sentence, in words
 
@@ -64,13 +62,13 @@ def read_docstrings(seed: int, per_library: int | None) -> Loaded:
 
     A library stops at the file that brings it to ``per_library`` sentences; ``None`` reads all.
     """
-    refused: Counter[str] = Counter()
+    refused = Lost()
     rows = [row for library in LIBRARIES for row in _read_library(library, seed, per_library, refused)]
     rows = _distinct(sorted(rows, key=lambda row: row.example_id), refused)
     # "+cpu" or "+cu130" names the build of a version, not its sources.
     names = [DISTRIBUTIONS.get(package, package) for package in LIBRARIES.values()]
     identity = {"kind": "docstrings", "libraries": {name: version(name).split("+")[0] for name in names}}
-    return Loaded({TRAIN: rows}, COLUMNS, identity, lost_from(TRAIN, +refused))
+    return Loaded({TRAIN: rows}, ("text", "library", "source_file"), identity, +refused)
 
 
 def first_sentence(docstring: str) -> str:
@@ -85,15 +83,14 @@ def refusal(sentence: str) -> str | None:
     """Why a sentence is not used; ``None`` where it is."""
     words = sentence.split()
     letters = sum(character.isalpha() or character == " " for character in sentence)
+    prose = sentence.isascii() and sentence[:1].isalpha() and letters >= 0.85 * len(sentence)
     faults = {
         "docstring too short": len(words) < WORDS[0],
         "docstring too long": len(words) > WORDS[1],
         "docstring names a library": _NAMES.search(sentence) is not None,
         "docstring only refers elsewhere": _REFERENCE.match(sentence) is not None,
         "docstring holds code or markup": _REMNANT.search(sentence) is not None,
-        "docstring is no plain prose": not (
-            sentence.isascii() and sentence[:1].isalpha() and letters >= 0.85 * len(sentence)
-        ),
+        "docstring is no plain prose": not prose,
     }
     return next((reason for reason, found in faults.items() if found), None)
 
@@ -113,7 +110,7 @@ def docstrings_of(source: str) -> Iterator[tuple[int, str]]:
         stack += [child for child in body if hasattr(child, "body") and not getattr(child, "name", "").startswith("_")]
 
 
-def _read_library(library: str, seed: int, wanted: int | None, refused: Counter[str]) -> list[Row]:
+def _read_library(library: str, seed: int, wanted: int | None, refused: Lost) -> list[Row]:
     spec = importlib.util.find_spec(LIBRARIES[library])  # a top-level name: found, not imported
     if spec is None or not spec.submodule_search_locations:
         raise UserError(f"data.source = docstrings: {library} is not installed; install the lock file (make setup)")
@@ -126,7 +123,7 @@ def _read_library(library: str, seed: int, wanted: int | None, refused: Counter[
             break
         kept = _read_file(root.parent / name, refused)
         drawn = sorted(kept.items(), key=lambda item: draw_key(seed, f"{name}:{item[1]}"))
-        refused["docstring beyond those drawn of its file"] += max(0, len(drawn) - PER_FILE)
+        refused[TRAIN, "docstring beyond those drawn of its file"] += max(0, len(drawn) - PER_FILE)
         rows += [
             Row(f"{name}:{line}", {"text": text, "library": library, "source_file": name})
             for text, line in drawn[:PER_FILE]
@@ -134,22 +131,22 @@ def _read_library(library: str, seed: int, wanted: int | None, refused: Counter[
     return rows
 
 
-def _read_file(path: Path, refused: Counter[str]) -> dict[str, int]:
+def _read_file(path: Path, refused: Lost) -> dict[str, int]:
     """Usable sentence → its line."""
     kept: dict[str, int] = {}
     try:
         for line, docstring in docstrings_of(path.read_text(encoding="utf-8")):
             sentence = first_sentence(docstring)
             if reason := refusal(sentence):
-                refused[reason] += 1
+                refused[TRAIN, reason] += 1
             else:
                 kept.setdefault(sentence, line)
     except (SyntaxError, UnicodeDecodeError, RecursionError):
-        refused["source file that Python cannot read"] += 1
+        refused[TRAIN, "source file that Python cannot read"] += 1
     return kept
 
 
-def _distinct(rows: list[Row], refused: Counter[str]) -> list[Row]:
+def _distinct(rows: list[Row], refused: Lost) -> list[Row]:
     """Keep one row of a sentence that a library uses twice, none of one that two libraries use."""
     alike: dict[str, list[Row]] = {}
     for row in rows:
@@ -157,8 +154,8 @@ def _distinct(rows: list[Row], refused: Counter[str]) -> list[Row]:
     kept = []
     for group in alike.values():
         if len({row.values["library"] for row in group}) > 1:
-            refused["docstring of two libraries"] += len(group)
+            refused[TRAIN, "docstring of two libraries"] += len(group)
         else:
-            refused["docstring seen before"] += len(group) - 1
+            refused[TRAIN, "docstring seen before"] += len(group) - 1
             kept.append(group[0])
     return kept

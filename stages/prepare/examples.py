@@ -122,8 +122,7 @@ def _meant(answer: Any, texts: list[str], marks: list[str], first: int) -> set[i
         return numbered
     if text in marks:
         return {marks.index(text)}
-    lettered = {at for at, letter in enumerate(ascii_uppercase[: len(texts)]) if letter == text}
-    return {at for at, one in enumerate(texts) if one == text} | lettered | numbered
+    return {at for at, names in enumerate(zip(texts, ascii_uppercase, strict=False)) if text in names} | numbered
 
 
 class Filler:

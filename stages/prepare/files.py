@@ -95,9 +95,7 @@ def _check_names(path: Path, names: list[str]) -> None:
 
 
 def _lines(file: TextIO, path: Path) -> Iterator[str]:
-    number = 0
-    while line := file.readline(_LONGEST):
-        number += 1
+    for number, line in enumerate(iter(partial(file.readline, _LONGEST), ""), start=1):
         if len(line) == _LONGEST:
             raise UserError(f"{path}:{number}: a line of more than {_LONGEST:,} characters")
         yield line

@@ -25,11 +25,8 @@ _OPTIONAL: Final = {"group", "label", "field_end", "turn_end"}
 _COLUMNS: Final = pa.schema([pa.field(name, kind, nullable=name in _OPTIONAL) for name, kind in _TYPES.items()])
 _SUBGROUP: Final = pa.field("subgroup", pa.string())  # with data.subgroup_column only
 # Multiple choice only: the candidates, the right one among them.
-_CANDIDATES: Final = pa.field(
-    "candidates",
-    pa.list_(pa.struct([pa.field("text", pa.string()), pa.field("ids", pa.list_(pa.int32()))])),
-    nullable=False,
-)
+_CANDIDATE: Final = pa.struct({"text": pa.string(), "ids": pa.list_(pa.int32())})
+_CANDIDATES: Final = pa.field("candidates", pa.list_(_CANDIDATE), nullable=False)
 
 
 @dataclass(frozen=True)

@@ -47,12 +47,7 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A row with its template filled in.
-
-    Attributes:
-        lead: the white space before the answer; ``None``: one space, unless the prompt ends in white space.
-        turn_end: the same up to the end of the last turn as the chat template writes it; ``None`` without one.
-    """
+    """A row with its template filled in."""
 
     example_id: str
     group: str | None
@@ -61,10 +56,10 @@ class Example:
     prompt: str
     answer: str  # the label's word, the right candidate or the free answer, without the white space in front
     candidates: tuple[str, ...] = ()
-    lead: str | None = None
+    lead: str | None = None  # the white space before the answer; None: one space, unless the prompt ends in white space
     notes: tuple[str, ...] = ()  # what the reader should know about the row
     field_end: int = 0  # characters of the prompt up to the end of its last data column, or of the last turn's words
-    turn_end: int | None = None
+    turn_end: int | None = None  # up to the end of the last turn as the chat template writes it; None without one
     subgroup: str | None = None  # by which scores are reported; no split looks at it
 
 
@@ -75,11 +70,6 @@ class RefusedRowError(Exception):
 def draw_key(seed: int, name: str) -> str:
     """Sort key of a random draw: it depends on no other row, so an added row moves none."""
     return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()
-
-
-def lost_from(split: str, reasons: Counter[str]) -> Lost:
-    """Count the rows of a split that are lost for these reasons."""
-    return Lost({(split, reason): count for reason, count in reasons.items()})
 
 
 def reach(values: Mapping[str, Any], path: str) -> Any:

@@ -200,9 +200,8 @@ def _hub_faults_named(data: Data) -> Iterator[None]:
         reason = meaning or " ".join(str(error).split()) or type(error).__name__
         if meaning is None and isinstance(error, datasets.exceptions.DatasetNotFoundError):
             # It does not tell a missing, a gated and a private dataset apart.
-            reason += (
-                f" Correct the name; if it is gated, accept the terms on {hub_page('data set', name)} and {LOG_IN}"
-            )
+            terms = f"accept the terms on {hub_page('data set', name)} and {LOG_IN}"
+            reason += f" Correct the name; if it is gated, {terms}"
         raise UserError(f"data.name = {data.name}: the dataset cannot be loaded: {reason}") from None
 
 

@@ -79,15 +79,14 @@ def named(examples: Examples, wanted: Named) -> Examples:
     with reading(path, "not a Parquet table of name, split and example_id"):
         table = pyarrow.parquet.read_table(path, columns=["name", "split", "example_id"]).to_pylist()
     rows = [row for row in table if row["name"] == wanted.name]
+    ids = [row["example_id"] for row in rows]
     known = {example.example_id: example for part in examples.values() for example in part}
     splits = dict.fromkeys((*SPLITS, *examples))
     faults = {
         "no rows; there are": {row["name"] for row in table} if not rows else (),
         f"splits other than {', '.join(splits)}": {row["split"] for row in rows} - {*splits},
-        "rows listed twice": [row for row, n in Counter(row["example_id"] for row in rows).items() if n > 1],
-        "rows that are not in the data, or cannot be used": [
-            row["example_id"] for row in rows if row["example_id"] not in known
-        ],
+        "rows listed twice": [name for name, n in Counter(ids).items() if n > 1],
+        "rows that are not in the data, or cannot be used": [name for name in ids if name not in known],
     }
     for fault, found in faults.items():
         if found:
@@ -108,8 +107,7 @@ def separate(examples: Examples, threshold: float | None) -> tuple[Examples, Los
     guards: list[tuple[str, set[str | None], NearDuplicates | None]] = []
     for name, others in ((VALIDATION, list(kept)), (TRAIN, [VALIDATION])):
         for other in others:
-            texts = [one.text for one in kept[other]]
-            index = NearDuplicates(texts, threshold) if threshold is not None else None
+            index = NearDuplicates([one.text for one in kept[other]], threshold) if threshold is not None else None
             guards.append((other, {one.group for one in kept[other]} - {None}, index))
         kept[name] = []
         for example in examples[name]:
@@ -178,9 +176,8 @@ def check_usable(splits: Mapping[str, Sequence[Example]], carved: Collection[str
 
 def _shares(limits: Limits, absent: Sequence[str]) -> dict[str, float]:
     wanted = limits.model_dump(include={TRAIN, *absent})
-    known = {split: limit for split, limit in wanted.items() if limit is not None}
-    if len(known) == 1 + len(absent):
-        return {split: limit / sum(known.values()) for split, limit in known.items()}
+    if None not in wanted.values():
+        return {split: limit / sum(wanted.values()) for split, limit in wanted.items()}
     shares = {split: _DEFAULT_SHARES[split] for split in absent}
     return {TRAIN: 1 - sum(shares.values()), **shares}
 

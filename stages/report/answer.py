@@ -10,10 +10,8 @@ from typing import Literal
 from salf.methods import SCOPES, method_of
 from salf.metrics import BASELINES, LOWER_IS_BETTER, SCORES, Difference, Interval
 from stages.report.artifacts import Artifacts, Method
-from stages.report.quality import OVER_CLASSES, label_shares
+from stages.report.quality import label_shares
 from stages.report.wording import THIN, count, decimal, layer_range, listing, percent, signed, span
-
-Standing = Literal["unmeasured", "alone", "better", "level", "worse"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class Facts:
         return self.metric in LOWER_IS_BETTER
 
     @property
-    def standing(self) -> Standing:
+    def standing(self) -> Literal["unmeasured", "alone", "better", "level", "worse"]:
         """Whether the measured method is significantly better or worse than full fine-tuning, by the paired interval.
 
         ``level``: not significant; ``alone``: full fine-tuning was not run.
@@ -76,7 +74,6 @@ class Headline:
     title: str
     verdict: str
     notes: tuple[str, ...]
-    standing: Standing
 
 
 def chosen_method(artifacts: Artifacts) -> Method | None:
@@ -125,7 +122,7 @@ def facts_of(artifacts: Artifacts) -> Facts:
             if metric in found.scores
         },
         frequencies=(min(shares.values()), max(shares.values())) if shares else None,
-        other_scores={name: scores[name] for name in OVER_CLASSES if name in scores},
+        other_scores={name: scores[name] for name in ("balanced_accuracy", "macro_f1") if name in scores},
         law_fits=law.fits if law else None,
         fallback=plan.fallback,
     )
@@ -134,7 +131,7 @@ def facts_of(artifacts: Artifacts) -> Facts:
 def headline(facts: Facts) -> Headline:
     """Put the outcome in words."""
     notes = [*_class_notes(facts), *_baseline_notes(facts), *_certainty_notes(facts)]
-    return Headline(_title(facts), _verdict(facts), tuple(notes), facts.standing)
+    return Headline(_title(facts), _verdict(facts), tuple(notes))
 
 
 def _title(facts: Facts) -> str:

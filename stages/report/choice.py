@@ -11,17 +11,7 @@ from stages.common.figures import ACCENT, MUTED, colour, marker, place_labels
 from stages.report.artifacts import Artifacts
 from stages.report.figures import figure, in_percent
 from stages.report.parts import Cell, Columns, Figure, Section, Table, number, table
-from stages.report.wording import (
-    count,
-    decimal,
-    flops,
-    listing,
-    moved_words,
-    parameters,
-    percent,
-    sentence,
-    size,
-)
+from stages.report.wording import count, decimal, flops, listing, moved_words, parameters, percent, sentence, size
 
 
 def frontier_section(artifacts: Artifacts) -> Section:
@@ -54,11 +44,6 @@ def certainty_section(artifacts: Artifacts) -> Section:
         rivals = [f"{one.boundary} ({percent(one.win_share)})" for one in plan.runners_up]
         section.sentences.append(f"Runners-up, with the share of resamples that they win: {listing(rivals)}.")
     return section
-
-
-def _boundary(plan: FreezePlan, boundary: int) -> Cell:
-    """A boundary; the plan's is marked."""
-    return number(boundary, mark="best" if boundary == plan.boundary else "")
 
 
 def selectors_section(artifacts: Artifacts) -> Section:
@@ -167,7 +152,7 @@ def _answers(point: FrontierPoint) -> Cell:
 
 def _frontier_table(plan: FreezePlan) -> Table:
     columns: Columns[FrontierPoint] = {
-        "Boundary": lambda p: _boundary(plan, p.boundary),
+        "Boundary": lambda p: number(p.boundary, mark="best" if p.boundary == plan.boundary else ""),
         "Trained": lambda p: number(p.trained_parameters, parameters, count(p.trained_parameters)),
         "FLOPs": lambda p: number(p.flops, flops, percent(p.flops_share)),
         "Backward": lambda p: number(p.flops_backward, flops, percent(p.flops_backward_share)),

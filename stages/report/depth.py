@@ -19,9 +19,6 @@ from stages.report.wording import compact, count, decimal, percent
 
 _UNITS: Final = {"deviation": "deviation", "loss": "loss (nats)"}
 _NO_LAW: Final = "No trace has been fitted: run dvc repro fit."
-_LOW: Final = 220  # height of a low figure, px
-
-Array = NDArray[np.floating]
 
 
 def trace_section(artifacts: Artifacts) -> Section:
@@ -81,7 +78,8 @@ def gains_section(artifacts: Artifacts) -> Section:
         f"The step from the embedding to layer 1{amount} is not a layer’s gain and never eligible, so the figures "
         "leave it out. The last layer is shown but cannot be the last frozen layer: nothing would be left to train."
     )
-    chosen = _rows(gains, plan.quantity, plan.gain)
+    mine = (gains.quantity == plan.quantity) & (gains.gain == plan.gain) & (gains.layer > 1) & gains.value.notna()
+    chosen = gains[mine].sort_values("layer")
     if not chosen.empty:
         section.figures.append(_gains_figure(chosen, plan))
     return section
@@ -128,7 +126,8 @@ def _law_figure(quantity: str, found: DepthLaw) -> Figure:
             axes.plot(spaces, _array(found.falling.curve), color=INK, linewidth=1.2)
         errors = np.maximum([mean - low, high - mean], 0.0)
         axes.errorbar(spaces, mean, yerr=errors, fmt="o", color=INK, markersize=3.2, elinewidth=1)
-        _around(axes, low.min(), high.max())
+        margin = 0.15 * (high.max() - low.min() or 1.0)
+        axes.set_ylim(low.min() - margin, high.max() + margin)  # a rival far off must not flatten the measured values
         _depth(axes, len(mean), _UNITS[quantity], "after layer", first=1)
 
     title = f"The {_plain(found.best or '')} describes the {quantity} best"
@@ -171,12 +170,6 @@ def _estimates(law: FittedLaw) -> str:
     return text if law.converged else f"{text} (did not converge)".strip()
 
 
-def _rows(gains: pd.DataFrame, quantity: str, gain: str) -> pd.DataFrame:
-    """The layers of one gain, those with a value; layer 1 holds the embedding step."""
-    mask = (gains.quantity == quantity) & (gains.gain == gain) & (gains.layer > 1) & gains.value.notna()
-    return gains[mask].sort_values("layer")
-
-
 def _gains_figure(rows: pd.DataFrame, plan: FreezePlan) -> Figure:
     """A bar per layer with its interval, that of the last frozen layer in colour."""
     layers, what = plan.model.layers, GAINS[plan.gain]
@@ -193,10 +186,10 @@ def _gains_figure(rows: pd.DataFrame, plan: FreezePlan) -> Figure:
 
     caption = f"A bar per layer with its interval; in colour: the last frozen layer, {plan.boundary}."
     title = f"The {what} in {plan.quantity} is largest at layer {eligible.idxmax()}"
-    return figure("fig-gain-chosen", title, caption, paint, _LOW)
+    return figure("fig-gain-chosen", title, caption, paint, height=220)
 
 
-def _array(values: Numbers) -> Array:
+def _array(values: Numbers) -> NDArray[np.floating]:
     """Numbers with NaN for null."""
     return np.array(values, dtype=float)
 
@@ -204,9 +197,3 @@ def _array(values: Numbers) -> Array:
 def _depth(axes: Axes, layers: int, what: str, below: str, first: int = 0) -> None:
     axes.set(xlabel=below, ylabel=what, xlim=(first - 0.5, layers + 0.5))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=3))
-
-
-def _around(axes: Axes, low: float, high: float) -> None:
-    """Limit the vertical axis to the measured values: a rival far off must not flatten them."""
-    margin = 0.15 * (high - low or 1.0)
-    axes.set_ylim(low - margin, high + margin)

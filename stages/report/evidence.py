@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import pandas as pd
 
@@ -126,37 +126,31 @@ def model_section(artifacts: Artifacts) -> Section:
     return section
 
 
-class Link(NamedTuple):
-    """``what`` was read by ``reader``: the SHA-256 that the reader keeps, and that of today's file."""
+def links(artifacts: Artifacts) -> Iterator[tuple[str, str, str | None, str | None]]:
+    """Every artifact that names its input by a hash, in the order of the chain.
 
-    reader: str
-    what: str
-    recorded: str | None
-    found: str | None
-
-
-def links(artifacts: Artifacts) -> Iterator[Link]:
-    """Every artifact that names its input by a hash, in the order of the chain."""
+    Of each its name, what it read, the SHA-256 that it keeps of this, and that of today's file.
+    """
     weights, hashes, plan = artifacts.base.weights_sha256, artifacts.hashes, artifacts.plan
     if (trace := artifacts.trace) is not None:
-        yield Link("trace", "weights", trace.weights_sha256, weights)
-        yield Link("trace", "train split", trace.data_sha256, hashes.get("train"))
+        yield "trace", "weights", trace.weights_sha256, weights
+        yield "trace", "train split", trace.data_sha256, hashes.get("train")
     if artifacts.law is not None:
-        yield Link("scaling_law.json", "traces", artifacts.law.trace_sha256, hashes.get("traces"))
-    yield Link("freeze_plan.json", "weights", plan.model.weights_sha256, weights)
-    yield Link("freeze_plan.json", "scaling law", plan.evidence.law_sha256, hashes.get("law"))
-    yield Link("freeze_plan.json", "gains", plan.evidence.gains_sha256, hashes.get("gains"))
+        yield "scaling_law.json", "traces", artifacts.law.trace_sha256, hashes.get("traces")
+    yield "freeze_plan.json", "weights", plan.model.weights_sha256, weights
+    yield "freeze_plan.json", "scaling law", plan.evidence.law_sha256, hashes.get("law")
+    yield "freeze_plan.json", "gains", plan.evidence.gains_sha256, hashes.get("gains")
     for name, run in artifacts.runs.items():
-        yield Link(name, "weights", run.base_sha256, weights)
-        yield Link(name, "plan", run.plan_sha256, hashes.get("plan"))
+        yield name, "weights", run.base_sha256, weights
+        yield name, "plan", run.plan_sha256, hashes.get("plan")
         for split, known in run.data_sha256.items():
-            yield Link(name, f"{split} split", known, hashes.get(split))
+            yield name, f"{split} split", known, hashes.get(split)
 
 
 def lineage_words(artifacts: Artifacts) -> list[str]:
     """Whether the hashes that artifacts keep of their inputs are those of the inputs; if not, whose are others."""
-    known = [link for link in links(artifacts) if link.recorded]
-    other = [f"{link.reader} was made from another {link.what}." for link in known if link.recorded != link.found]
+    known = [(reader, what, kept == found) for reader, what, kept, found in links(artifacts) if kept]
+    other = [f"{reader} was made from another {what}." for reader, what, same in known if not same]
     if not other:
         return [f"All {count(len(known))} hashes that artifacts keep of their inputs agree with the inputs."]
     verdict = f"{count(len(other))} of {count(len(known))} hashes that artifacts keep of their inputs differ from them:"

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from salf.metrics import SCORES
 from stages.common.figures import style_sheet
-from stages.report import beyond, choice, depth, evidence, few, quality
+from stages.report import beyond, choice, depth, evidence, quality
 from stages.report.answer import Facts, Headline, chosen_method, facts_of, headline
 from stages.report.artifacts import Artifacts
 from stages.report.parts import Section
@@ -23,7 +23,7 @@ _ROOM: Final = Path(__file__).parent
 _SECTIONS: Final[tuple[Callable[[Artifacts], Section | None], ...]] = (
     quality.quality_section,
     beyond.beyond_section,
-    few.few_section,
+    quality.few_section,
     quality.curves_section,
     quality.race_section,
     depth.trace_section,
@@ -47,8 +47,7 @@ class Page:
     model: str
     task: str
     headline: Headline
-    layers: int
-    boundary: int
+    facts: Facts
     key_figures: list[tuple[str, str, str]]
     sections: list[Section]
 
@@ -60,8 +59,7 @@ def build(artifacts: Artifacts) -> Page:
         model=artifacts.base.name,
         task=artifacts.meta.task,
         headline=headline(facts),
-        layers=facts.layers,
-        boundary=facts.boundary,
+        facts=facts,
         key_figures=_key_figures(artifacts, facts),
         sections=[section for make in _SECTIONS if (section := make(artifacts))],
     )

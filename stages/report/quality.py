@@ -1,4 +1,4 @@
-"""Quality and cost of the compared methods, their learning curves, and the arms of races."""
+"""Quality and cost of the compared methods, learning curves, numbers of training examples, and the arms of races."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -6,15 +6,17 @@ from functools import partial
 from itertools import islice
 from typing import Final
 
+from scipy.stats import t as student
+
 from salf.cost import update_traffic
 from salf.metrics import BASELINES, SCORES, Baseline, Scored
 from salf.plan_records import TimedBudget
-from salf.records import FineTuneRecord, PreparedRecord, RaceArm, RaceRecord
+from salf.records import FineTuneRecord, PreparedRecord, RaceArm
 from salf.scale.inputs import Machine, timed
 from stages.common.figures import variable
 from stages.report.artifacts import SPLITS, Artifacts, Method
 from stages.report.figures import curves, quality_cost
-from stages.report.parts import Cell, Columns, Figure, Section, Table, number, table
+from stages.report.parts import Cell, Columns, Section, Table, number, table
 from stages.report.wording import (
     THIN,
     compact,
@@ -31,14 +33,16 @@ from stages.report.wording import (
     span,
 )
 
-OVER_CLASSES: Final = ("balanced_accuracy", "macro_f1")
 _FEW: Final = 10  # test examples of a label; below, resampling them understates how much their scores vary
+_SIZE: Final = "data.limits.train"
 
 
 def quality_section(artifacts: Artifacts) -> Section:
     """Table and figure of quality against cost."""
     section = Section("quality", "Quality and cost", "Quality and cost")
-    compared, plain, metric = artifacts.methods, baselines(artifacts), artifacts.metric
+    compared, metric = artifacts.methods, artifacts.metric
+    held = artifacts.metrics.baselines if artifacts.metrics else {}
+    plain = {words.removeprefix("the "): held[name] for name, words in BASELINES.items() if name in held}
     if not compared:
         words = "No fine-tuned model has been evaluated yet; dvc repro trains and scores the methods of compare."
         section.sentences.append(words)
@@ -53,6 +57,29 @@ def quality_section(artifacts: Artifacts) -> Section:
     if priced:
         lines = {name: baseline.scores[metric] for name, baseline in plain.items() if metric in baseline.scores}
         section.figures.append(quality_cost(metric, priced, lines))
+    return section
+
+
+def few_section(artifacts: Artifacts) -> Section | None:
+    """Quality against the number of training examples, by test split; ``None`` without the table of make few-shot."""
+    rows = artifacts.few
+    if rows is None:
+        return None
+    score = next(name for name in SCORES if (rows.measure == name).any())
+    rows = rows[(rows.measure == score) & ~rows.panel.str.contains(" ")]  # the names of other panels have spaces
+    section = Section("few", "Few examples", "How many training examples does it take?")
+    section.sentences.append(
+        "Means over draws of the training examples, with 95\u202f% intervals (Student’s t; none of a single draw). "
+        "This section is not part of the chain: make few-shot measures it, and reports/few-shot.csv has its numbers."
+    )
+    for split, found in rows.groupby("panel", sort=False):
+        means = found.groupby(["model", _SIZE], sort=False).value.agg(["mean", "sem", "count"]).reset_index()
+        means["half"] = means["sem"] * student.ppf(0.975, means["count"] - 1)
+        models = {str(model): each for model, each in means.groupby("model", sort=False)}
+        lines = {model: (model, list(zip(each[_SIZE], each["mean"], strict=True))) for model, each in models.items()}
+        errors = {model: each.half.fillna(0.0).tolist() for model, each in models.items()}
+        what = f"{SCORES[score][0].upper()}{SCORES[score][1:]} on {split}"
+        section.figures.append(curves(f"fig-few-{split}", what, ("training examples", SCORES[score]), lines, errors))
     return section
 
 
@@ -106,26 +133,16 @@ def race_section(artifacts: Artifacts) -> Section | None:
             f"{percent(race.flops_before / race.flops)} for the caches, {percent(read / race.flops)} for reading the "
             f"validation split, the rest for steps. The winner’s training alone costs {flops(race.flops_winner)}."
         )
-        section.figures.append(_figure(name, race))
+        dots = [[(point.epoch, point.validation_loss) for point in arm.curve] for arm in race.arms]
+        lines = {str(at): (_label(race.arms[at]), line) for at, line in enumerate(dots) if line}
+        title = f"Validation loss of the arms of {name}"
+        caption = "A line per arm, a marker per look; it ends where the arm left the race."
+        section.figures.append(curves(f"fig-{name}", title, ("epoch", "validation loss"), lines, caption=caption))
     return section
-
-
-def _figure(name: str, race: RaceRecord) -> Figure:
-    dots = [[(point.epoch, point.validation_loss) for point in arm.curve] for arm in race.arms]
-    lines = {str(at): (_label(race.arms[at]), line) for at, line in enumerate(dots) if line}
-    title = f"Validation loss of the arms of {name}"
-    caption = "A line per arm, a marker per look; it ends where the arm left the race."
-    return curves(f"fig-{name}", title, ("epoch", "validation loss"), lines, caption=caption)
 
 
 def _label(arm: RaceArm) -> str:
     return f"{arm.method} {arm.learning_rate:g}"
-
-
-def baselines(artifacts: Artifacts) -> dict[str, Baseline]:
-    """The baselines that the metrics hold, by their name in prose."""
-    found = artifacts.metrics.baselines if artifacts.metrics else {}
-    return {words.removeprefix("the "): found[name] for name, words in BASELINES.items() if name in found}
 
 
 def label_shares(meta: PreparedRecord, split: str, counts: str = "label_counts") -> dict[str, float]:

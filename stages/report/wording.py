@@ -42,25 +42,23 @@ def count(value: float | None) -> str:
     return ABSENT if value is None else f"{round(value):,}".replace(",", THIN).replace("-", MINUS)
 
 
-def flops(value: float | None) -> str:
+def flops(value: float) -> str:
     """Floating-point operations with a decimal prefix."""
     return _scaled(value, 1000, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP"))
 
 
-def size(value: float | None) -> str:
+def size(value: float) -> str:
     """Bytes with a binary prefix."""
     return _scaled(value, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
 
 
-def parameters(value: float | None) -> str:
+def parameters(value: float) -> str:
     """Numbers of parameters: 1.2 M, 3.4 B."""
-    return ABSENT if value is None else _scaled(value, 1000, ("", "k", "M", "B", "T")).strip(THIN)
+    return _scaled(value, 1000, ("", "k", "M", "B", "T")).strip(THIN)
 
 
-def seconds(value: float | None) -> str:
+def seconds(value: float) -> str:
     """A duration, from milliseconds to minutes."""
-    if value is None:
-        return ABSENT
     if value < 1:
         return f"{1000 * value:.0f}{THIN}ms"
     return f"{value:.1f}{THIN}s" if value < 120 else f"{value / 60:.1f}{THIN}min"
@@ -93,9 +91,7 @@ def listing(items: Sequence[str]) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else ""
 
 
-def _scaled(value: float | None, base: int, units: Sequence[str]) -> str:
-    if value is None:
-        return ABSENT
+def _scaled(value: float, base: int, units: Sequence[str]) -> str:
     power = 0
     while abs(value) >= base and power < len(units) - 1:
         value /= base

@@ -20,21 +20,20 @@ from sklearn.linear_model import RidgeClassifierCV
 from sklearn.model_selection import KFold
 
 from salf.errors import UserError
+from salf.laws import Array
 from stages.signals.sample import Classes, Sample, States
 
 # Strengths to try, in units of the mean squared length of the centred states: from hardly any regularisation to
 # nearly nothing but the mean, one per decade.
 _STRENGTHS: Final = np.logspace(-7, 2, 10)
 
-Matrix = NDArray[np.float64]
 
-
-def variability(sample: Sample) -> tuple[Matrix]:
+def variability(sample: Sample) -> tuple[Array]:
     """ν of each space, [L+1]; NaN where no class differs from another."""
     return (np.array([_ratio(space.astype(np.float64), sample.classes) for space in sample.states.answer]),)
 
 
-def _ratio(states: Matrix, classes: Classes) -> float:
+def _ratio(states: Array, classes: Classes) -> float:
     """ν of states [n, H], without an H×H matrix: Σ_b has at most C − 1 directions, and only those count."""
     found = np.unique(classes)
     means = np.stack([states[classes == each].mean(axis=0) for each in found])  # [C, H]
@@ -49,7 +48,7 @@ def _ratio(states: Matrix, classes: Classes) -> float:
     return float((within / between).sum() / len(found))
 
 
-def probe(sample: Sample) -> tuple[Matrix, Matrix, Matrix]:
+def probe(sample: Sample) -> tuple[Array, Array, Array]:
     """Probe every space with the same folds, [L+1] each.
 
     First the share of held-out examples whose class is read off the state at the answer position, then the share read

@@ -116,7 +116,6 @@ def run(base: Path, prepared: Path, out: Path, device: Device, params: PilotPara
     laws, size = _laws(bench, [pilot for pilot in pilots if pilot.kept]), len(bench.everything)
     law, settings = laws[params.methods[0]], (params.confidence, params.seed)
     found = Pilots(
-        schema=1,
         layers=bench.shape.layers,
         examples=size,
         validation_examples=len(bench.splits["validation"]),

@@ -4,11 +4,12 @@ Answers' tokens are never read. The prompts' shared prefix runs once and is left
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import takewhile
+from itertools import chain, takewhile
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Final
 
 import numpy as np
@@ -18,23 +19,22 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from salf.engine.answers import Embeddings
-from salf.engine.batches import Batch, Example, Split, inference_batches, stream_examples
+from salf.engine.batches import Example, Split, inference_batches, stream_examples
 from salf.engine.models.adapter import WHOLE, CausalModel, open_model
-from salf.engine.models.attention import Beginning, Packing
+from salf.engine.models.attention import Packing
 from salf.engine.models.walk import walk, walk_beginning
 from salf.engine.progress import progress
 from salf.engine.runtime import Runtime, choose_runtime
 from salf.errors import UserError
 from salf.files import require
 from salf.records import read_sizes
-from salf.selectors import SIGNALS, function_of
+from salf.selectors import SIGNALS
 from salf.settings import Device
 from stages.common.params import Signals
 
 SPLIT: Final = "train"
 States = NDArray[np.float32]
 Classes = NDArray[np.int64]
-Columns = Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Sample:
         return classes_of(self.split.examples)
 
 
-def measure(base: Path, prepared: Path, device: Device, params: Signals) -> tuple[Columns, int]:
+def measure(base: Path, prepared: Path, device: Device, params: Signals) -> tuple[dict[str, Sequence[float]], int]:
     """The columns of the signals ``params.kinds``, and the model's number of layers."""
     runtime, split = choose_runtime(device), _draw(prepared, params)
     signals = [SIGNALS[kind] for kind in params.kinds]
@@ -80,8 +80,8 @@ def measure(base: Path, prepared: Path, device: Device, params: Signals) -> tupl
     print(f"signals of {len(split)} examples on {runtime.device} in {runtime.dtype_name}: {runtime.reason}")
     sample, columns = Sample(model, runtime, split, params), dict[str, Sequence[float]]()
     for signal in signals:
-        function: Callable[[Sample], tuple[Sequence[float], ...]] = function_of(signal, "stages.signals")
-        columns |= dict(zip(signal.columns, function(sample), strict=True))
+        found = resolve_name(f"stages.signals.{signal.function}")(sample)
+        columns |= dict(zip(signal.columns, found, strict=True))
     return columns, model.depth
 
 
@@ -130,8 +130,10 @@ def prompt_states(model: CausalModel, runtime: Runtime, split: Split, batch_toke
         beginning = walk_beginning(model, start.beginning(), 0, model.depth)
         for picks in inference_batches(prompts.lengths, batch_tokens):
             batch = prompts.batch(picks).to(model.device)
+            packing = Packing.of(batch.lengths, model.device, walked=beginning)
+            embedded = model.embed(batch.ids, batch.positions)  # space 0
             before: Tensor | None = None
-            for space, states in enumerate(_spaces(model, batch, beginning)):  # [N, H]
+            for space, states in enumerate(chain([embedded], walk(model, embedded, 0, model.depth, packing))):  # [N, H]
                 answer[space, picks] = states[batch.answers].float().cpu().numpy()
                 means = [part.float().mean(0) for part in states.split(list(batch.lengths))]
                 pooled[space, picks] = torch.stack(means).cpu().numpy()  # [B, H]
@@ -148,10 +150,3 @@ def prompt_states(model: CausalModel, runtime: Runtime, split: Split, batch_toke
                 "set device.dtype to float32"
             )
     return PromptStates(answer, pooled, cosines / tokens)
-
-
-def _spaces(model: CausalModel, batch: Batch, beginning: Beginning | None) -> Iterator[Tensor]:
-    """The spaces 0..L of a batch's own tokens, [N, H] each."""
-    states = model.embed(batch.ids, batch.positions)
-    yield states
-    yield from walk(model, states, 0, model.depth, Packing.of(batch.lengths, model.device, walked=beginning))

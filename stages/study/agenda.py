@@ -7,17 +7,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Final
 
 from salf.methods import RACE, frozen_by_name
 from stages.study.description import FULL, HALF, MOST_RATE, Budget, Case, Description, Rates
 
-_RACED: Final = (0.0,)  # in the place of the rates of a race, which has its own
-
 
 @dataclass(frozen=True)
 class FineTune:
-    """One fine-tune that the study wants: layers 1..boundary are frozen (0: a method without a boundary).
+    """One fine-tune that the study wants.
 
     The budget ``compute`` gives it as many epochs as full fine-tuning's FLOPs allow. ``rates`` is its grid, widened
     ones last; empty until another fine-tune has decided the rate.
@@ -26,7 +23,6 @@ class FineTune:
     case: Case
     seed: int
     method: str
-    boundary: int
     budget: Budget
     rates: tuple[float, ...]
 
@@ -73,14 +69,9 @@ def agenda(description: Description, cases: Sequence[Case], known: Known) -> lis
 
 
 def grid_of(description: Description, case: Case) -> list[int]:
-    """The boundaries to measure on a case."""
-    shares, layers = description.boundaries_of(case.data_set), description.models[case.model].layers
-    return coarse(shares, description.rates_of(case.model), layers)
-
-
-def coarse(boundaries: Sequence[float], rates: Rates, layers: int) -> list[int]:
-    """Return the boundaries at shares of the depth; the first of each region of rates leads: others take its rate."""
-    grid = sorted({math.ceil(share * layers) for share in boundaries})
+    """Return the boundaries to measure on a case; the first of each region of rates leads: others take its rate."""
+    rates, layers = description.rates_of(case.model), description.models[case.model].layers
+    grid = sorted({math.ceil(share * layers) for share in description.boundaries_of(case.data_set)})
     leaders = {region(rates, boundary / layers): boundary for boundary in reversed(grid)}
     return sorted(leaders.values()) + [boundary for boundary in grid if boundary not in leaders.values()]
 
@@ -104,9 +95,9 @@ def _wanted(
     description: Description, case: Case, seed: int, method: str, known: Known, budget: Budget = "epochs"
 ) -> FineTune:
     """A method's fine-tune with its rates: its grid if it is the one that is tuned, else the rate that won there."""
-    wanted = FineTune(case, seed, method, frozen_by_name(method) or 0, budget, ())
+    wanted = FineTune(case, seed, method, budget, ())
     if description.trained(method) == RACE:
-        return replace(wanted, rates=_RACED)
+        return replace(wanted, rates=(0.0,))  # in the place of rates: a race has its own
     tuned = _tuned(description, case, method, known)
     if wanted == replace(tuned, rates=()):
         return tuned
@@ -122,12 +113,12 @@ def _tuned(description: Description, case: Case, name: str, known: Known) -> Fin
     if arm:
         first, rates = (arm.seeds or description.seeds)[0], arm.rates or regions[0]
         widen = description.widen if arm.widen is None else arm.widen
-        return _widest(FineTune(case, first, name, 0, arm.budgets[0], tuple(rates)), widen, known)
+        return _widest(FineTune(case, first, name, arm.budgets[0], tuple(rates)), widen, known)
     layers = description.models[case.model].layers
     boundary = layers // 2 if name == HALF else frozen_by_name(name) or 0
     here = region(regions, boundary / layers)
     leader = next((one for one in grid_of(description, case) if region(regions, one / layers) == here), boundary)
-    begun = FineTune(case, description.seeds[0], method_of(leader), leader, "epochs", tuple(regions[here]))
+    begun = FineTune(case, description.seeds[0], method_of(leader), "epochs", tuple(regions[here]))
     return _widest(begun, description.widen, known)
 
 

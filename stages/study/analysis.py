@@ -59,7 +59,7 @@ def summarise(study: Study, tables: Tables, drawn: methods.Drawn, first_round: J
         by_dataset=methods.by_dataset(cases, found),
         sign=methods.sign(cases, study),
         techniques=methods.techniques(cases),
-        equal_rates=records(methods.at_equal_rates(study, leading, methods.half_of(cases[0].case))),
+        equal_rates=records(methods.at_equal_rates(study, leading)),
         first_round=first_round,
         leading=leading,
         study=_identity(study),

@@ -40,7 +40,6 @@ class Line:
 
     shares: Floats  # [B]
     costs: Floats  # FLOPs as a share of full fine-tuning's [B]
-    over_full: Floats  # points of accuracy above full fine-tuning [B]
 
     @property
     def deepest(self) -> float:
@@ -89,12 +88,11 @@ class Case:
 
     @cached_property
     def line(self) -> Line:
-        """Cost and quality over depth."""
+        """Cost over depth."""
         curve = self.curve()
         return Line(
             np.array([boundary / self.layers for boundary in curve]),
             np.array([self.cost_share(method) for method in curve.values()]),
-            np.array([self.quality(method) - self.quality(FULL) for method in curve.values()]),
         )
 
     def quality(self, method: str) -> float:

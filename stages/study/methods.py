@@ -16,22 +16,8 @@ from salf.rate_choice import choose as choose_rate
 from stages.study.description import FULL, HALF, Budget
 from stages.study.description import Case as Key
 from stages.study.measured import Case, Study
-from stages.study.resamples import (
-    Gap,
-    Resamples,
-    above_fixed_depth,
-    above_full,
-    estimate,
-    group_means,
-    over_groups,
-)
-from stages.study.summary import (
-    DefaultChoice,
-    Json,
-    MethodSummary,
-    RaceSummary,
-    ScopeEffect,
-)
+from stages.study.resamples import Gap, Resamples, above_fixed_depth, above_full, estimate, group_means, over_groups
+from stages.study.summary import DefaultChoice, Json, MethodSummary, RaceSummary, ScopeEffect
 from stages.study.tables import Tables
 
 ANSWER: Final = "full+answer"
@@ -47,14 +33,9 @@ Cases = Sequence[Resamples]  # a model's, with accuracies
 Methods = Mapping[str, MethodSummary]
 
 
-def half_of(case: Case) -> str:
-    """The method that freezes half of the layers, as the tables call it."""
-    return f"freeze-{case.layers // 2}"
-
-
 def named(case: Case, method: str) -> str:
-    """A method's name in the tables."""
-    return half_of(case) if method == HALF else method
+    """A method's name in the tables, which name half by its boundary."""
+    return f"freeze-{case.layers // 2}" if method == HALF else method
 
 
 def cases_of(drawn: Drawn, model: str) -> list[Resamples]:
@@ -64,15 +45,15 @@ def cases_of(drawn: Drawn, model: str) -> list[Resamples]:
 
 def summarise(cases: Cases) -> dict[str, MethodSummary]:
     """Return full fine-tuning, half, and every method without a boundary, in this order."""
-    own = {method: None for one in cases for method, _ in one.case.runs if method not in _aside(one.case)}
+    # Techniques, and the same methods again or at another rate, are no methods of their own.
+    own = {
+        method: None
+        for one in cases
+        for method, _ in one.case.runs
+        if not (method in one.case.boundaries or plain_of(method) or {"again", "at"} & _words(method))
+    }
     found = {name: _measured(cases, name) for name in (FULL, HALF, *own)}
     return {name: _summary(cases, name, each) for name, each in found.items() if each}
-
-
-def _aside(case: Case) -> set[str]:
-    """What is no method of its own: boundaries, techniques, and the same methods again or at another rate."""
-    others = {method for method, _ in case.runs if {"again", "at"} & _words(method) or plain_of(method)}
-    return {*case.boundaries, *others}
 
 
 def plain_of(method: str) -> str | None:
@@ -93,7 +74,6 @@ def _summary(cases: Cases, name: str, measured: Sequence[tuple[Resamples, str]])
 
     fixed, longer = above_fixed_depth(measured), _measured(cases, name, "compute")
     depth = estimate(fixed) if fixed and name not in (FULL, HALF) else None
-    gaps = [(one.case.group, one.over(method, FULL, "compute")) for one, method in longer]
     there = {one.case.data_set for one, _ in measured}
     seeds = [set(one.case.common_seeds(method, FULL)) for one, method in measured]
     return MethodSummary(
@@ -107,7 +87,7 @@ def _summary(cases: Cases, name: str, measured: Sequence[tuple[Resamples, str]])
         total_cost_share=mean([total_share(one.case, method) for one, method in measured]),
         points_above_fixed_depth=depth and depth.mean_difference_points,
         above_fixed_depth=depth,
-        at_equal_flops=estimate([(group, gap) for group, gap in gaps if gap is not None]) if gaps else None,
+        at_equal_flops=estimate(above_full(longer, "compute")) if longer else None,
         opened_by=opened_by(name),
     )
 
@@ -238,7 +218,7 @@ def orthogonal(cases: Cases, tables: Tables) -> list[ScopeEffect]:
         gaps: dict[str, list[Gap]] = {"weights": [], "lora": [], "lora_minus_weights": []}
         names = []
         for one in cases:
-            weights = half_of(one.case) if scope == HALF else f"freeze-{chosen.get(one.case.key)}"
+            weights = named(one.case, HALF) if scope == HALF else f"freeze-{chosen.get(one.case.key)}"
             four = (weights, FULL, f"{scope}+lora", "lora")
             runs = [one.case.runs.get((method, "epochs")) for method in four]
             if not (seeds := sorted(set.intersection(*(set(run.seeds if run else ()) for run in runs)))):
@@ -310,8 +290,7 @@ def sign(cases: Cases, study: Study) -> list[Json]:
     rows = []
     for one in cases:
         half, answer = (named(one.case, arm) for arm in _ARMS)
-        gap = one.over(half, answer) if (answer, "epochs") in one.case.runs else None
-        if gap is None:
+        if (gap := one.over(half, answer)) is None:
             continue
         runs = [one.case.runs[method, "epochs"] for method in (half, answer)]
         shown = estimate([(one.case.group, gap)])
@@ -321,9 +300,10 @@ def sign(cases: Cases, study: Study) -> list[Json]:
     return rows
 
 
-def at_equal_rates(study: Study, model: str, half: str) -> pd.DataFrame:
+def at_equal_rates(study: Study, model: str) -> pd.DataFrame:
     """Return full fine-tuning and half at every learning rate at which both were trained with the same seeds."""
     key = ["data_set", "learning_rate", "seed"]
+    half = next(named(one, HALF) for one in study.cases if one.model == model)
     lost = study.rates[study.rates["point"].isin(study.runs["point"])].assign(kept=False)
     won = study.runs.rename(columns={"quality": "test_accuracy"}).assign(
         kept=~study.runs["method"].isin(_AT_OTHER_RATE)

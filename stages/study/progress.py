@@ -127,8 +127,7 @@ class Progress:
 def fine_tune_of(row: Row) -> FineTune:
     """Return the fine-tune whose result a row is."""
     rates = tuple(map(float, row["rates"].split()))
-    boundary = row["boundary"] if row["method"].startswith("freeze-") else 0
-    return FineTune(Case(row["data_set"], row["model"]), row["seed"], row["method"], boundary, row["budget"], rates)
+    return FineTune(Case(row["data_set"], row["model"]), row["seed"], row["method"], row["budget"], rates)
 
 
 def result(folder: Path, one: FineTune, trained: str) -> tuple[Row, pd.DataFrame]:
@@ -143,8 +142,8 @@ def result(folder: Path, one: FineTune, trained: str) -> tuple[Row, pd.DataFrame
     said = pd.read_parquet(folder / "reports/predictions.parquet", columns=columns, filters=[("run", "==", name)])
     run = FineTuneRecord.load(folder / f"data/models/{name}")
     clock = FineTuneClock.load(folder / f"reports/runs/{name}.json")
-    row = {**one.case._asdict(), "budget": one.budget, "rates": " ".join(map(repr, one.rates))}
-    row |= _learned(run, metrics.runs[name], metrics.quality) | {"method": one.method}
+    row = {**one.case._asdict(), "method": one.method, "budget": one.budget, "rates": " ".join(map(repr, one.rates))}
+    row |= _learned(run, metrics.runs[name], metrics.quality)
     row |= {"device": clock.machine.device, "dtype": clock.machine.dtype}
     row["seconds"] = clock.seconds_training + clock.seconds_cache  # of the winning rate, with its frozen layers
     more = {"rates": _outcomes(run, row) if len(one.rates) > 1 else [], "forgetting": _forgotten(folder, name)}
@@ -165,7 +164,6 @@ def _learned(run: FineTuneRecord, scored: RunMetrics, quality: str) -> Row:
     same = ("seed", "boundary", "epochs", "learning_rate", "validation_examples", "flops")
     scores = {name: score.value for name, score in scored.scores.items()}
     return {
-        "method": run.label,
         **{name: getattr(run, name) for name in (*same, "trained_parameters")},
         "quality": scores[quality],
         "macro_f1": scores.get("macro_f1"),

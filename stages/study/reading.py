@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from zlib import crc32
 
 import numpy as np
@@ -14,8 +14,9 @@ from salf.errors import UserError, reading
 from stages.study.description import FULL, Budget
 from stages.study.measured import Case, Floats, Run, Study
 from stages.study.settings import still_holds
-from stages.study.tables import MADE_BY, read_settings, read_table
+from stages.study.tables import read_settings, read_table
 
+_MADE_BY: Final = "python -m stages.study"
 _CASE = ["data_set", "model"]
 _METHOD = [*_CASE, "method"]
 _MEANS = ("flops", "validation_loss", "validation_accuracy", "epochs")
@@ -30,9 +31,13 @@ def read_study(folder: Path) -> Study:
     Raises:
         UserError: a table is missing or damaged, or no case has full fine-tuning.
     """
-    runs = read_table(folder, "runs", required=True)
-    priors, rates = (read_table(folder, name) for name in ("priors", "rates"))
-    said = _predictions(folder / "predictions.parquet")
+    for path in (folder / "runs.csv", folder / "predictions.parquet"):
+        if not path.exists():
+            raise UserError(f"{path}: no such file; it is made by: {_MADE_BY}")
+    runs, priors, rates = (read_table(folder, name) for name in ("runs", "priors", "rates"))
+    with reading(folder / "predictions.parquet", "damaged table"):
+        said = pq.read_table(folder / "predictions.parquet").to_pandas()
+    said = said.assign(label=said.get("label")).astype({"point": str}).set_index("point").sort_index()
     kept = read_settings(folder)
     present = runs[_of_last(runs, "settings", _CASE, kept)]
     present = present[_of_last(present, "method_settings", _METHOD, kept)]
@@ -42,7 +47,7 @@ def read_study(folder: Path) -> Study:
     grouped = runs.groupby(_CASE, sort=False)
     cases = tuple(_case(rows, said, priors, kept) for _, rows in grouped if full[rows.index].any())
     if not cases:
-        raise UserError(f"{folder}: no dataset's full fine-tuning is measured yet; run: {MADE_BY}")
+        raise UserError(f"{folder}: no dataset's full fine-tuning is measured yet; run: {_MADE_BY}")
     return Study(cases, runs, len(present), rates)
 
 
@@ -138,17 +143,9 @@ def _runs(
             names = list(mine["example_id"])
             if names != (examples := examples or names):
                 where = f"{group.iloc[0]['data_set']}, {group.iloc[0]['model']}: {method}"
-                raise UserError(f"{where}: its test examples differ from the other methods'; run again: {MADE_BY}")
+                raise UserError(f"{where}: its test examples differ from the other methods'; run again: {_MADE_BY}")
             values.append(-mine["loss"] if weights is None else mine["correct"] * weights)
         means = {name: float(group[name].astype(float).mean()) for name in _MEANS}
         seeds, rates = tuple(int(seed) for seed in group["seed"]), max(len(tried.split()) for tried in group["rates"])
         run = Run(seeds, np.array(values, float), **means, rates=rates, validation=validation)
         yield (str(method), budget), run  # type: ignore[misc]
-
-
-def _predictions(path: Path) -> pd.DataFrame:
-    if not path.exists():
-        raise UserError(f"{path}: no such file; it is made by: {MADE_BY}")
-    with reading(path, "damaged table"):
-        table = pq.read_table(path).to_pandas()
-    return table.assign(label=table.get("label")).astype({"point": str}).set_index("point").sort_index()

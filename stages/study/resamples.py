@@ -40,17 +40,16 @@ class Resamples:
         weights = _weights(_test_examples(seed, case.test_set, examples, resamples), case.labels)
         name = crc32(f"{case.data_set}, {case.model}".encode())
         self._drawn = _drawn(np.random.default_rng([seed, name]), len(self._seeds), resamples)
-        self._by_seed: dict[tuple[str, str], Floats] = {
-            key: case.scale * weights @ run.values.T for key, run in case.runs.items()
-        }
+        self._by_seed = {key: case.scale * weights @ run.values.T for key, run in case.runs.items()}  # [1+R, S]
 
     def quality(self, method: str, budget: Budget = "epochs", seeds: Sequence[int] | None = None) -> Floats:
         """Return a method's mean quality over its seeds, or over some of them, [1+R]; in points or minus nats."""
         own = self.case.runs[method, budget].seeds
         chosen = own if seeds is None else seeds
-        counts = self._drawn[:, [self._seeds.index(one) for one in chosen]]
-        drawn = _over_seeds(self._by_seed[method, budget][:, [own.index(one) for one in chosen]], counts)
-        return np.asarray(drawn.round(DIGITS))
+        means = self._by_seed[method, budget][:, [own.index(one) for one in chosen]]
+        drawn = self._drawn[:, [self._seeds.index(one) for one in chosen]]  # [1+R, S]
+        counts = np.where(drawn.sum(axis=1, keepdims=True) > 0, drawn, 1)  # all seeds alike where none was drawn
+        return np.asarray(((means * counts).sum(axis=1) / counts.sum(axis=1)).round(DIGITS))
 
     def over(self, method: str, other: str, budget: Budget = "epochs") -> Floats | None:
         """Return a method's quality minus another's at equal epochs, over their common seeds (or ``None``), [1+R]."""
@@ -94,9 +93,9 @@ def over_other_groups(values: Sequence[Gap]) -> dict[str, float] | None:
     return {"low": mean - half_width, "high": mean + half_width, "p": p, "error": error}
 
 
-def detectable(error: float, freedom: float = np.inf, confidence: float = CONFIDENCE) -> float:
-    """Return the true difference that a two-sided test at this confidence finds with a power of 80 %."""
-    return float((student.ppf((1 + confidence) / 2, freedom) + student.ppf(POWER, freedom)) * error)
+def detectable(error: float, freedom: float = np.inf) -> float:
+    """Return the true difference that a two-sided test at 5 % finds with a power of 80 %."""
+    return float((student.ppf((1 + CONFIDENCE) / 2, freedom) + student.ppf(POWER, freedom)) * error)
 
 
 def group_means(values: Sequence[Gap]) -> dict[str, Floats]:
@@ -123,9 +122,9 @@ def estimate(gaps: Sequence[Gap]) -> Estimate:
     return Estimate.model_validate(found)
 
 
-def above_full(measured: Measured) -> list[Gap]:
+def above_full(measured: Measured, budget: Budget = "epochs") -> list[Gap]:
     """Return each case's difference from full fine-tuning, over the seeds that both have."""
-    found = ((one.case.group, one.over(method, FULL)) for one, method in measured)
+    found = ((one.case.group, one.over(method, FULL, budget)) for one, method in measured)
     return [(group, gap) for group, gap in found if gap is not None]
 
 
@@ -173,9 +172,3 @@ def _test_examples(seed: int, test_set: int, examples: int, resamples: int) -> N
 def _drawn(rng: np.random.Generator, things: int, resamples: int) -> NDArray[np.integer[Any]]:
     """Counts of each thing, first once each and then in every resample [1+R, things]."""
     return np.insert(rng.multinomial(things, np.full(things, 1 / things), size=resamples), 0, 1, axis=0)
-
-
-def _over_seeds(means: Floats, drawn: NDArray[np.integer[Any]]) -> Floats:
-    """Mean over the drawn seeds: means [1+R, S] and counts [1+R, S] → [1+R]; all seeds alike where none was drawn."""
-    counts = np.where(drawn.sum(axis=1, keepdims=True) > 0, drawn, 1)
-    return (means * counts).sum(axis=1) / counts.sum(axis=1)

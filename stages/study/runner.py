@@ -37,14 +37,13 @@ Commands = list[list[str]]
 
 @dataclass(frozen=True)
 class Task:
-    """Stages of dvc.yaml to run in a folder of that name, on existing folders of data, with parameters set.
+    """Stages of dvc.yaml to run in a folder of its own, on existing folders of data, with parameters set.
 
     ``words`` describe it; ``keep`` takes the folder and the seconds. A stage of the matrix runs for the method and seed
     of ``trained``; ``more`` are commands after the stages.
     """
 
     words: str
-    name: str
     given: Mapping[str, Path]
     stages: Sequence[str]
     values: Settings
@@ -113,7 +112,7 @@ class Runner:
                 self._finish(task, fault, time.monotonic() - began)
 
     def _finish(self, task: Task, fault: str, seconds: float) -> None:
-        folder = self.work / "jobs" / task.name
+        folder = self.work / "jobs" / digest(task.words)
         if fault:
             self.faults.append(f"{task.words}: {fault} (all output: {folder / LOG})")
         else:
@@ -123,7 +122,7 @@ class Runner:
 
     def _folder(self, task: Task) -> Path:
         """A task's folder with its data and parameters (JSON is YAML)."""
-        folder = self.work / "jobs" / task.name
+        folder = self.work / "jobs" / digest(task.words)
         shutil.rmtree(folder, ignore_errors=True)
         for name in ("data", "reports"):
             (folder / name).mkdir(parents=True)
@@ -150,9 +149,12 @@ class Runner:
         given = {name: place for name, place in places.items() if list(places).index(name) < list(places).index(part)}
         words = f"{case.model if part == 'base' else ', '.join(case)}: {part}"
         values = self.progress.settings[case].values
-        return Task(
-            words, digest(words), given, stages[part], values, lambda folder, _: _take(folder, part, places[part])
-        )
+
+        def take(folder: Path, _: float) -> None:
+            places[part].parent.mkdir(parents=True, exist_ok=True)
+            (folder / "data" / part).rename(places[part])
+
+        return Task(words, given, stages[part], values, take)
 
     def _job(self, one: FineTune) -> Task:
         description, places = self.progress.description, self.progress.places
@@ -165,8 +167,7 @@ class Runner:
             asked = ["--blocks", str(texts.blocks), "--tokens", str(texts.tokens), "--texts", *files]
             more = [[*words.split(), *asked]]
         keep, stages = partial(self.progress.keep, one), ["finetune", "evaluate"]
-        name = digest([repr(one)])
-        return Task(one.words, name, self._places(one.case), stages, values, keep, (method, one.seed), more)
+        return Task(one.words, self._places(one.case), stages, values, keep, (method, one.seed), more)
 
     def _places(self, case: Case) -> dict[str, Path]:
         """The folders that fine-tunes read below ``data``, each kept in one named after everything that decides it."""
@@ -219,9 +220,3 @@ def _status(command: list[str]) -> int:
         traceback.print_exc()
         return 1
     return 0
-
-
-def _take(folder: Path, part: str, place: Path) -> None:
-    """Move a folder that a task made to its place."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    (folder / "data" / part).rename(place)

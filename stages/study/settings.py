@@ -7,7 +7,6 @@ other difference makes the result part of another study.
 
 import copy
 import difflib
-import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import Any, Final
 from ruamel.yaml import YAML
 
 from salf.errors import UserError
-from salf.files import digest_of
+from salf.files import digest_of, sha256_file
 from salf.methods import RACE, SCOPES, WORDS
 from stages.common.params import OLD_BALANCE, PARAMS_FILE
 from stages.study.agenda import FineTune
@@ -28,13 +27,11 @@ CACHE_FOLDER: Final = Path("data/boundary_cache")
 # Keys of finetune that change neither the course of training nor its result, or that are columns of a row.
 _ASIDE: Final = {"accumulate", "cache", "cache_folder", "cache_gib", "checkpoint_minutes", "equal_compute"}
 _ASIDE_TOO: Final = {"evaluations_per_epoch", "gradient_checkpointing", "learning_rate", "processes"}
-_SCORING: Final = ("answer_marker", "generate_tokens")
 # A method's own parameters in finetune decide nothing for other methods: their prefix, by a word of the method's name.
 _OWN: Final = {
     **{name: scope.settings for name, scope in SCOPES.items() if scope.settings},
     **{name: word.settings for name, word in WORDS.items() if word.settings},
 }
-_DECIDING: Final = ("trace", "fit", "signals", "pilot", "plan")  # the groups that decide a plan
 LIBRARIES: Final = ("networkx", "numpy", "pandas", "scikit-learn", "scipy", "sympy", "torch", "transformers")
 _PIN: Final = re.compile(r"^([\w.-]+)==(\S+)", flags=re.MULTILINE)
 
@@ -101,11 +98,18 @@ def parameters(shipped: Mapping[str, Any], values: Settings) -> dict[str, Any]:
 
 def training_settings(params: Mapping[str, Any], project: Path) -> dict[str, Any]:
     """Return what decides the results of all fine-tunes of a case, apart from method, seed, rates and budget."""
+    data = {key: value for key, value in params["data"].items() if key not in ("path", "examples")}
+    data["examples"] = (params["data"].get("examples") or {}).get("name")  # wherever the table is
+    model = {key: value for key, value in params["model"].items() if key != "source"}
     aside, own = _ASIDE | _ASIDE_TOO, tuple(_OWN.values())
     finetune = params["finetune"].items()
-    shared = {key: value for key, value in finetune if key not in aside and not key.startswith(own)}
-    scoring = {key: params["evaluate"][key] for key in _SCORING}
-    return {**_inputs(params, project), "finetune": shared, "evaluate": scoring}
+    return {
+        "data": {**data, "content": _data_content(params["data"], project)},
+        "model": {**model, "content": _model_content(params["model"], project)},
+        "prepare": params["prepare"],
+        "finetune": {key: value for key, value in finetune if key not in aside and not key.startswith(own)},
+        "evaluate": {key: params["evaluate"][key] for key in ("answer_marker", "generate_tokens")},
+    }
 
 
 def method_settings(shipped: Mapping[str, Any], case: Settings, method: str, arm: Arm) -> dict[str, Any]:
@@ -113,17 +117,15 @@ def method_settings(shipped: Mapping[str, Any], case: Settings, method: str, arm
     params, name = parameters(shipped, {**case, **arm.set}), arm.method or method
     race = {"race": params["race"]} if name == RACE else {}
     prefixes = tuple(prefix for word, prefix in _OWN.items() if word in f"{name} {race}")
-    own = {key: value for key, value in params["finetune"].items() if prefixes and key.startswith(prefixes)} | race
+    own = {key: value for key, value in params["finetune"].items() if key.startswith(prefixes)} | race
     own |= {key: value for key, value in params["plan"].items() if key == name.partition("+")[0].replace("-", "_")}
     return own | ({"set": arm.set} if arm.set else {})
 
 
 def plan_settings(params: Mapping[str, Any], project: Path) -> dict[str, Any]:
     """Return what decides a plan."""
-    groups = {name: params[name] for name in _DECIDING if name in params}
-    if "trace" in groups:
-        groups["trace"] = {"workers": 1, **groups["trace"]}  # a parameter of earlier rows
-    return {**training_settings(params, project), **groups}
+    groups = ("trace", "fit", "signals", "pilot", "plan")
+    return {**training_settings(params, project), **{name: params[name] for name in groups}}
 
 
 def still_holds(kept: Any, now: Any) -> bool:
@@ -142,17 +144,6 @@ def _found(path: Path, name: str) -> Path:
     if not path.exists():
         raise AbsentError(f"{name}: no {path}")
     return path.resolve()
-
-
-def _inputs(params: Mapping[str, Any], project: Path) -> dict[str, Any]:
-    data = {key: value for key, value in params["data"].items() if key not in ("path", "examples")}
-    data["examples"] = (params["data"].get("examples") or {}).get("name")  # wherever the table is
-    model = {key: value for key, value in params["model"].items() if key != "source"}
-    return {
-        "data": {**data, "content": _data_content(params["data"], project)},
-        "model": {**model, "content": _model_content(params["model"], project)},
-        "prepare": params["prepare"],
-    }
 
 
 def _data_content(data: Mapping[str, Any], project: Path) -> Any:
@@ -179,5 +170,4 @@ def _hash(files: Iterable[Path]) -> dict[str, str]:
 
 @cache
 def _sha256(file: Path, _modified: int) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+    return sha256_file(file)

@@ -96,7 +96,9 @@ def _cell(record: Json, key: str, form: Any) -> Cell:
     if form == "interval":
         return " to ".join(_digits(one, 2) for one in value)
     if form == "points":
-        return value["mean_difference_points"], _points(value)
+        low, high = (_digits(end, 2) for end in value["interval_examples"])
+        mean = value["mean_difference_points"]
+        return mean, f"{_digits(mean, 2)} [{low}, {high}]"
     if form == "rule":
         return f"`{value}`" + "*" * bool(record.get("degenerate"))
     if form in ("%", "cost"):
@@ -105,20 +107,12 @@ def _cell(record: Json, key: str, form: Any) -> Cell:
     return value, _digits(value, form)
 
 
-def _points(over: Json) -> str:
-    low, high = over["interval_examples"]
-    return f"{_digits(over['mean_difference_points'], 2)} [{_digits(low, 2)}, {_digits(high, 2)}]"
-
-
 def _by_dataset(rows: Sequence[Json], methods: Sequence[str]) -> StudyTable:
     """Full fine-tuning's accuracy on every dataset, and the other methods' differences from it."""
     shown = [name for name in methods if any(name in row for row in rows)]
-    cells: list[list[Cell]] = [
-        [row["data_set"], *((row[name], _digits(row[name], 1)) if name in row else "" for name in shown)]
-        for row in rows
-    ]
+    columns = [("dataset", "data_set"), *((f"`{name}`", name, 1) for name in shown)]
     caption = "Accuracy of full fine-tuning in %, and the other methods' points above it."
-    return StudyTable(caption=caption, headings=["dataset", *(f"`{name}`" for name in shown)], rows=cells)
+    return _table({"caption": caption, "columns": columns}, rows)
 
 
 def _quality(curves: pd.DataFrame) -> StudyTable:
@@ -127,16 +121,11 @@ def _quality(curves: pd.DataFrame) -> StudyTable:
     quality, places = curves.set_index(["boundary", "data_set"])["quality"], curves.groupby("boundary")
     rows: list[list[Cell]] = []
     for boundary, cost in places["cost_share"].mean()[places.size() >= min(_FEW, len(units))].items():
-        cells = [_quality_cell(quality.get((boundary, name)), unit) for name, unit in units.items()]
+        found = [(quality.get((boundary, name)), 1 if unit == "points" else 2) for name, unit in units.items()]
+        cells: list[Cell] = ["" if value is None else (value, f"{abs(value):.{digits}f}") for value, digits in found]
         rows.append([str(boundary), (cost, _percent(cost)), *cells])
     names = [name if unit == "points" else f"{name} ({unit})" for name, unit in units.items()]
     return StudyTable(caption="", headings=["last frozen layer", "FLOPs", *names], rows=rows)
-
-
-def _quality_cell(value: float | None, unit: str) -> Cell:
-    if value is None:
-        return ""
-    return value, f"{value:.1f}" if unit == "points" else f"{-value:.2f}"
 
 
 def _scope(summary: Json) -> str:

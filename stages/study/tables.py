@@ -20,7 +20,6 @@ from salf.files import replacing_file, write_text
 from stages.study.settings import digest
 
 Row = dict[str, Any]
-MADE_BY: Final = "python -m stages.study"
 RUN_KEY: Final = ["data_set", "model", "seed", "method", "budget", "settings", "method_settings"]
 _PREDICTIONS: Final = pa.schema(
     [
@@ -62,12 +61,10 @@ COLUMNS: Final[Mapping[str, Mapping[str, str]]] = {
 }
 
 
-def read_table(folder: Path, name: str, *, required: bool = False) -> pd.DataFrame:
+def read_table(folder: Path, name: str) -> pd.DataFrame:
     """Read a table with its columns; missing texts are empty, a missing table has no rows."""
     path = folder / f"{name}.csv"
     if not path.exists():
-        if required:
-            raise UserError(f"{path}: no such file; it is made by: {MADE_BY}")
         return _typed(pd.DataFrame(), name)
     with reading(path, "damaged table"):
         return _typed(
@@ -89,11 +86,10 @@ def sole_writer(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     held = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(held)
-        raise UserError(f"{folder}: another study is active there; wait for it, or name another folder") from None
-    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another study is active there; wait for it, or name another folder") from None
         yield
     finally:
         os.close(held)

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not TASKS[meta.task].text:
         trace = trace.model_copy(update={"positions": None})
     sample = draw_sample(args.prepared, trace)
-    record = TraceFacts(
+    facts = TraceFacts(
         schema=1,
         model=base.name,
         data_sha256=meta.splits[SPLIT].sha256,
@@ -53,8 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         versions={name: version(name) for name in ("torch", "transformers")},
         **base.model_dump(include={"weights_sha256", "layers", "hidden", "vocabulary"}),
         **trace.model_dump(include={"basis", "space", "target"}),
-    )
-    facts = record.model_dump(mode="json", by_alias=True)
+    ).model_dump(mode="json", by_alias=True)
     inputs = {
         "facts": facts,
         "config": sha256_file(args.base / "config.json"),

@@ -73,14 +73,6 @@ class Affine(NamedTuple):
         return torch.where(self.gain == 0, 0.0, (normed.float() - self.shift) / self.gain)
 
 
-def virtual_targets(inputs: Tensor, outputs: Tensor, shares: Tensor) -> Tensor:
-    """The points ``shares`` [K, 1, 1] of the way from input-side to output-side bases [N, H]: [K, N, H].
-
-    The virtual transition of the paper's first version, from the embedding of the token that predicts to s_y.
-    """
-    return torch.lerp(inputs.float(), outputs.float(), shares)
-
-
 def semantic_bases(weight: Tensor, bias: Tensor | None, tokens: Sequence[int]) -> Tensor:
     """Solve for the bases of n tokens, [n, H] in float64, by the LM head's W [V, H] and b [V] (the earlier paper).
 
@@ -93,7 +85,10 @@ def semantic_bases(weight: Tensor, bias: Tensor | None, tokens: Sequence[int]) -
     factor = _factor(weight) if weight.shape[0] >= weight.shape[1] else None
     if factor is None:
         return _by_singular_values(weight, bias, index)
-    shift = _projected_bias(weight, bias)
+    shift = weight.new_zeros(weight.shape[1], dtype=torch.float64)  # Wᵀb, [H]
+    if bias is not None:
+        for rows, part in zip(weight.split(_ROWS), bias.detach().split(_ROWS), strict=True):
+            shift += rows.double().T @ part.double()
     solved = torch.empty(len(index), weight.shape[1], dtype=torch.float64, device=weight.device)
     for some, place in zip(index.split(_TOKENS), solved.split(_TOKENS), strict=True):
         place.copy_(torch.cholesky_solve((weight[some].double() - shift).T, factor).T)
@@ -108,15 +103,6 @@ def _factor(weight: Tensor) -> Tensor | None:
         gram.addmm_(rows.T, rows)
     values = torch.linalg.eigvalsh(gram)  # ascending
     return torch.linalg.cholesky(gram) if values[0] * _WORST_CONDITION > values[-1] else None
-
-
-def _projected_bias(weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Wᵀb in float64, [H]; zero without a bias."""
-    total = weight.new_zeros(weight.shape[1], dtype=torch.float64)
-    if bias is not None:
-        for rows, part in zip(weight.split(_ROWS), bias.detach().split(_ROWS), strict=True):
-            total += rows.double().T @ part.double()
-    return total
 
 
 def _by_singular_values(weight: Tensor, bias: Tensor | None, index: Tensor) -> Tensor:

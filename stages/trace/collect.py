@@ -25,7 +25,7 @@ from salf.engine.runtime import Runtime
 from salf.errors import UserError
 from salf.files import replacing_file, require, sealed_file
 from stages.common.params import Trace
-from stages.trace.basis import Affine, deviations, losses, semantic_bases, virtual_targets
+from stages.trace.basis import Affine, deviations, losses, semantic_bases
 
 SPLIT: Final = "train"
 SHARD_EXAMPLES: Final = 128
@@ -95,15 +95,15 @@ class Tracer:
         return cls(model, runtime, params, distinct, bases, folded, len(shared), beginning)
 
     @torch.no_grad()
-    def trace(self, batch: Batch, with_losses: bool) -> tuple[Tensor, Tensor | None]:
-        """Deviations and losses of the batch's M answer positions, [M, L+1] each (losses where asked).
+    def trace(self, batch: Batch, with_losses: bool) -> tuple[Tensor, Tensor]:
+        """Deviations and losses of the batch's M answer positions, [M, L+1] each; losses that are not wanted are NaN.
 
         The states are measured several spaces at a time, so that nothing but their choice is added to each
         layer, and the results stay on the device: the shard waits for them once.
         """
         batch = batch.to(self.model.device)
         outputs = self.bases[torch.searchsorted(self.tokens, batch.targets)]
-        inputs = self.model.embedding.weight[batch.ids[batch.answers]]
+        inputs = self.model.embedding.weight[batch.ids[batch.answers]].float()
         at_once = max(1, _STATES // len(batch.answers))
         deviation: list[Tensor] = []
         loss: list[Tensor] = []
@@ -114,8 +114,10 @@ class Tracer:
                 normed = self.model.norm(raw)
                 targets = outputs
                 if self.params.target == "virtual":
+                    # The virtual transition of the paper's first version: from the embedding of the token that
+                    # predicts (the input-side basis) to s_y, shares k/L of the way, [K, M, H].
                     depths = torch.arange(len(deviation), len(deviation) + len(some), device=raw.device)
-                    targets = virtual_targets(inputs, outputs, (depths / self.model.depth)[:, None, None])
+                    targets = torch.lerp(inputs, outputs, (depths / self.model.depth)[:, None, None])
                 compared = raw if self.params.space == "raw" else normed
                 if self.folded and self.params.space == "normed":
                     compared = self.folded.undone(normed)
@@ -123,7 +125,8 @@ class Tracer:
                 if with_losses:
                     tokens = batch.targets.repeat(len(some))
                     loss += losses(self.model.read, normed.flatten(0, 1), tokens).view(len(some), -1)
-        return torch.stack(deviation, dim=1), torch.stack(loss, dim=1) if with_losses else None
+        found = torch.stack(deviation, dim=1)
+        return found, torch.stack(loss, dim=1) if with_losses else torch.full_like(found, torch.nan)
 
     def _answer_states(self, batch: Batch, packing: Packing) -> Iterator[Tensor]:
         """The spaces 0..L at the answer positions, [M, H] each; of the last layer only these rows are computed."""
@@ -217,9 +220,7 @@ def _traced(tracer: Tracer, examples: Sequence[Example], shard: Shard, advance: 
         for picks in inference_batches([lengths[i] for i in group], tracer.params.batch_tokens):
             chosen = [group[i] for i in picks]
             batch = Batch.of(examples, chosen, tracer.shared).at([kept[i] for i in chosen])
-            deviation, loss = tracer.trace(batch, wants_losses)
-            absent = torch.full_like(deviation, torch.nan)
-            found.append((batch.index[batch.rows], batch.answer_index, deviation, absent if loss is None else loss))
+            found.append((batch.index[batch.rows], batch.answer_index, *tracer.trace(batch, wants_losses)))
             advance(len(picks), "")
     of_example, position, *measured = (torch.cat(each).cpu().numpy() for each in zip(*found, strict=True))
     order = np.lexsort((position, of_example))

@@ -16,9 +16,8 @@ from salf.parameters import trained_names
 from salf.settings import Device
 from salf.shape import ModelShape
 from stages.bench import others, ours
-from stages.bench.cached import PrefixTrainer, PromptTrainer
 from stages.bench.contender import contender
-from stages.bench.others import HuggingFaceLora, HuggingFaceTrainer, labelled, pad
+from stages.bench.others import HuggingFaceLora, HuggingFaceTrainer, PrefixTrainer, PromptTrainer, labelled, pad
 from stages.bench.ours import AnswerLoraTuner, AnswerTuner, FineTuner, PromptReader, TraceMaker, product_rate
 from tests.conftest import PROJECT
 

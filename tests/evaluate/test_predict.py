@@ -63,7 +63,7 @@ def test_a_quantised_model_is_scored_as_it_trained(tmp_path, frozen):
     plain = scored.predict(scored.open(folder, "plain", frozen), "test")
     model = open_model(folder, runtime.device)
     asked = load_params(PROJECT / "params.yaml").finetune
-    form = Quantised(model, Scope.above(2, 4), (3, 4), asked, 1)
+    form = Quantised(model, Scope.above(2, 4), asked, 1)
     with torch.no_grad():
         losses = [
             float(

@@ -9,9 +9,8 @@ import pytest
 from dvc.repo import Repo
 from prefect.testing.utilities import prefect_test_harness
 
-from flows.environment import stage_environment
 from flows.stage_run import StageRun, run_stage
-from flows.workspace import LOCK_FILE, Workspace
+from flows.workspace import LOCK_FILE, Workspace, stage_environment
 
 TOY_STAGE = """
 import os, pathlib, signal, subprocess, sys, time

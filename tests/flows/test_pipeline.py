@@ -43,7 +43,7 @@ def test_the_flow_runs_the_graph_in_order_then_nothing(toy, caplog):
 
 
 def test_the_counts_add_up_to_the_stages():
-    runs = [StageRun("a", Outcome.CACHED, 60), StageRun("b", Outcome.RAN, 1), StageRun("c", Outcome.RAN, 62)]
+    runs = [StageRun(Outcome.CACHED, 60), StageRun(Outcome.RAN, 1), StageRun(Outcome.RAN, 62)]
     assert counts_line(runs) == "2 ran, 1 cached in 2.05 min"
 
 

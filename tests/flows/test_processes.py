@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from flows import processes
-from flows.processes import TimedOutError, run_streaming
+from flows.processes import run_streaming
 
 TREE = """
 import os, signal, subprocess, sys, time
@@ -45,7 +45,7 @@ def test_the_exit_status_is_the_commands(tmp_path):
 def test_a_time_out_ends_the_whole_family_even_when_it_will_not_listen(tmp_path, monkeypatch, handler):
     monkeypatch.setattr(processes, "GRACE_SECONDS", 0.5)
     lines: list[str] = []
-    with pytest.raises(TimedOutError):
+    with pytest.raises(subprocess.TimeoutExpired):
         python(TREE.format(handler=handler), tmp_path, lines.append, timeout=2.0)
     pids = [int(pid) for pid in lines[0].split()]
     assert len(pids) == 2

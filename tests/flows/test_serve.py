@@ -27,8 +27,8 @@ from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling
 
-from flows.environment import WORKSPACE, stage_environment
 from flows.processes import listen_again
+from flows.workspace import WORKSPACE, stage_environment
 from tests.flows.conftest import ToyProject
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,8 +9,7 @@ import time
 import psutil
 import pytest
 
-from flows.environment import WORKSPACE
-from flows.workspace import WorkspaceBusyError, sole_run, stop_leftovers
+from flows.workspace import WORKSPACE, WorkspaceBusyError, sole_run, stop_leftovers
 from tests.stage_sources import ROOT
 
 HOLD = """

@@ -12,7 +12,7 @@ from flows.sweep import measures
 from salf.errors import UserError
 from salf.files import read_json
 from salf.metrics import write_csv
-from stages.report import few
+from stages.report import quality
 from stages.report.__main__ import main
 
 DRAWS = {16: [0.5, 0.54, 0.61], 64: [0.7]}
@@ -62,9 +62,11 @@ def test_the_table_has_every_measure_with_the_points_values(swept):
 
 def test_the_page_shows_means_over_draws_with_students_intervals(swept, monkeypatch):
     drawn = {}
-    monkeypatch.setattr(few, "curves", lambda name, _title, _axes, lines, errors: drawn.update({name: (lines, errors)}))
+    monkeypatch.setattr(
+        quality, "curves", lambda name, _title, _axes, lines, errors: drawn.update({name: (lines, errors)})
+    )
     rows = pd.read_csv(swept.root / "reports/few-shot.csv")
-    few.few_section(SimpleNamespace(few=rows))
+    quality.few_section(SimpleNamespace(few=rows))
     assert list(drawn) == ["fig-few-test", "fig-few-far"]
     low, high = t.interval(0.95, 2, loc=np.mean(DRAWS[16]), scale=np.std(DRAWS[16], ddof=1) / np.sqrt(3))
     for (lines, errors), factor in zip(drawn.values(), (1, 0.5), strict=True):

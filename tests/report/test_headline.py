@@ -52,7 +52,7 @@ def test_a_difference_that_is_not_significant_is_called_so_and_not_equality() ->
         "Train layers 22–30 of 30: no significant difference (± 4.0 points) from full fine-tuning’s accuracy, "
         "for 31 % of its compute"
     )
-    assert said.standing == "level"
+    assert facts().standing == "level"
     assert plain(said.verdict) == (
         "Accuracy 0.540 [0.480, 0.600] against 0.550 [0.490, 0.610] for full fine-tuning on 240 test examples. "
         "The difference of -1.0 points [-5.0, 3.0] is not significant (paired bootstrap over the test examples, "
@@ -77,13 +77,14 @@ def test_answers_that_agree_on_every_example_promise_no_power() -> None:
 def test_a_significant_difference_stands_in_the_title_with_its_interval(
     gap: Difference, standing: str, said: str
 ) -> None:
-    found = headline(facts(partial=of(0.55 + gap.value, 0.3, 0.8), difference=gap))
+    known = facts(partial=of(0.55 + gap.value, 0.3, 0.8), difference=gap)
+    found = headline(known)
     sign = "+" if gap.value > 0 else "-"
     assert (
         plain(found.title)
         == f"{said} full fine-tuning’s accuracy ({sign}15.0 points ± 5.0 points), for 31 % of its compute"
     )
-    assert found.standing == standing
+    assert known.standing == standing
     assert "is significant (paired bootstrap over the test examples, 95 % interval)." in plain(found.verdict)
 
 

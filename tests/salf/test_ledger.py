@@ -24,7 +24,7 @@ def records(ledger: Path):
 
 
 def faults(ledger: Path) -> list[tuple[int, str]]:
-    return Ledger.read(ledger).faults
+    return Ledger(ledger).faults
 
 
 def test_each_line_holds_the_hash_of_the_line_before_as_sha256sum_says(ledger):
@@ -39,8 +39,8 @@ def test_each_line_holds_the_hash_of_the_line_before_as_sha256sum_says(ledger):
         assert line.decode() == json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n"
         told = subprocess.run(["sha256sum"], input=line[:-1], capture_output=True, check=True).stdout
         previous = told.decode().split()[0]
-    assert Ledger.read(ledger).head.sha256 == previous
-    assert previous in Ledger.read(ledger).hashes
+    assert Ledger(ledger).head.sha256 == previous
+    assert previous in Ledger(ledger).hashes
     assert faults(ledger) == []
 
 
@@ -73,7 +73,7 @@ def three(ledger) -> Path:
 
 
 def test_the_head_tells_how_many_records_there_are_and_the_newest_ones_hash(three):
-    assert three.with_suffix(".head").read_text() == f"3 {Ledger.read(three).head.sha256}\n"
+    assert three.with_suffix(".head").read_text() == f"3 {Ledger(three).head.sha256}\n"
 
 
 @pytest.mark.parametrize(
@@ -87,9 +87,9 @@ def test_the_head_tells_how_many_records_there_are_and_the_newest_ones_hash(thre
     ids=["newest edited", "one cut off", "two cut off", "emptied"],
 )
 def test_an_edit_of_the_newest_record_and_a_cut_are_found_by_the_head_and_stay_so(three, tamper):
-    noted = Ledger.read(three).head.sha256
+    noted = Ledger(three).head.sha256
     three.write_bytes(b"".join(tamper(three.read_bytes().splitlines(keepends=True))))
-    assert noted not in Ledger.read(three).hashes
+    assert noted not in Ledger(three).hashes
     for _ in range(4):  # records that come later hide nothing
         ((_, fault),) = faults(three)
         assert "records.head names another last record: the newest record was edited, or records were removed" in fault
@@ -103,7 +103,7 @@ def test_a_writer_killed_between_record_and_head_is_no_fault_and_the_next_one_me
     file.write_bytes(before)
     assert faults(three) == []
     append(three, Record(kind="note", number=4))
-    assert file.read_text() == f"5 {Ledger.read(three).head.sha256}\n"
+    assert file.read_text() == f"5 {Ledger(three).head.sha256}\n"
     assert faults(three) == []
 
 
@@ -127,7 +127,7 @@ def test_a_lost_head_stays_lost_until_the_repair_writes_and_records_it(three):
     assert [fault.partition(",")[0] for _, fault in faults(three)] == ["records.head is gone"]
     done = repair(three)
     assert (done.new_head, done.put_aside) == (True, [])
-    assert (faults(three), [record.new_head for record in Ledger.read(three).repairs]) == ([], [True])
+    assert (faults(three), [record.new_head for record in Ledger(three).repairs]) == ([], [True])
     assert (repair(three).new_head, len(records(three))) == (False, 5)
 
 
@@ -136,7 +136,7 @@ def test_a_writer_killed_before_the_first_head_is_no_fault(ledger):
     ledger.with_suffix(".head").unlink()
     assert faults(ledger) == []
     append(ledger, Record(kind="note"))
-    assert ledger.with_suffix(".head").read_text() == f"{Ledger.read(ledger).head}\n"
+    assert ledger.with_suffix(".head").read_text() == f"{Ledger(ledger).head}\n"
 
 
 @pytest.mark.parametrize("damaged", [[1], [3], [6], [2, 3], [5, 6], [1, 2, 3, 4, 5, 6]], ids=str)
@@ -195,11 +195,11 @@ def test_a_writer_that_waits_for_a_repair_writes_into_the_repaired_ledger(ledger
 
 
 def test_a_head_that_finds_no_room_takes_its_record_back(three, monkeypatch):
-    def full(path: Path) -> None:
+    def full(path: Path, text: str) -> None:
         raise OSError(28, "No space left on device")
 
     before = three.read_bytes()
-    monkeypatch.setattr("salf.ledger.replacing_file", full)
+    monkeypatch.setattr("salf.ledger.write_text", full)
     with pytest.raises(OSError, match="No space left"):
         append(three, Record(kind="note"))
     assert three.read_bytes() == before
@@ -272,7 +272,7 @@ def test_a_ledger_of_an_older_version_is_read_and_goes_on(ledger, version):
     assert locked.lock.outputs == {"b": f"{'1' * 32}.dir"}
     kept = json.loads(content.splitlines()[-1])["lock"]
     assert locked.lock.model_dump(exclude_unset=True) == kept
-    assert Ledger.read(ledger).with_entry("fit", locked.lock).run == start.run
+    assert Ledger(ledger).with_entry("fit", locked.lock).run == start.run
     append(ledger, locked.model_copy(update={"outcome": "restored"}))
     assert faults(ledger) == []
     assert json.loads(ledger.read_bytes().splitlines()[-1])["lock"] == kept

@@ -3,10 +3,11 @@
 import re
 import subprocess
 import sys
+from pkgutil import resolve_name
 
 import pytest
 
-from salf.selectors import EVIDENCE, SELECTORS, SIGNALS, function_of
+from salf.selectors import EVIDENCE, SELECTORS, SIGNALS
 from tests.conftest import PROJECT
 
 
@@ -38,7 +39,7 @@ def test_the_shipped_parameters_list_the_signals():
     ],
 )
 def test_every_entry_has_a_function(entry, room):
-    assert callable(function_of(entry, room))
+    assert callable(resolve_name(f"{room}.{entry.function}"))
 
 
 def test_parameters_are_checked_without_torch_and_without_a_stage():

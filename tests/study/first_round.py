@@ -421,8 +421,8 @@ def headroom(cases: Sequence[Case]) -> pd.DataFrame:
         rng = np.random.default_rng(_SEED)
         evidence = {
             "cross-fitted": [_cross_fitted(case, rng) for case in mine],
-            "seen": [(case.line.over_full[None], case.line.over_full[None]) for case in mine],
-            "validation": [(_validated(case), case.line.over_full[None]) for case in mine],
+            "seen": [(_over_full(case)[None], _over_full(case)[None]) for case in mine],
+            "validation": [(_validated(case), _over_full(case)[None]) for case in mine],
         }
         for picked_by, curves in evidence.items():
             for aim, points in _AIMS:
@@ -430,6 +430,11 @@ def headroom(cases: Sequence[Case]) -> pd.DataFrame:
                 names = {"model": model, "picked_by": picked_by, "aim": f"{aim} {points:g}"}
                 rows.append(names | _over_fixed_depth(mine, pd.DataFrame(picked)))
     return pd.DataFrame(rows)
+
+
+def _over_full(case: Case) -> Floats:
+    """Points of measured boundaries above full fine-tuning [B]."""
+    return np.array([case.quality(method) - case.quality(FULL) for method in case.curve().values()])
 
 
 def _picked(case: Case, aim: str, points: float, judged: Floats, scored: Floats) -> Row:
@@ -449,7 +454,7 @@ def _over_fixed_depth(cases: Sequence[Case], picked: pd.DataFrame) -> Row:
     depth = share_of_cost(found["cost_share"], [(case.group, case.line) for case in cases])
     if depth is None:
         return found
-    lost = pd.Series([-np.interp(depth, case.line.shares, case.line.over_full) for case in cases])
+    lost = pd.Series([-np.interp(depth, case.line.shares, _over_full(case)) for case in cases])
     gains = (lost - picked["behind_full"]).groupby(groups).mean()
     found |= {"fixed_depth": depth, "fixed_behind_full": lost.groupby(groups).mean().mean(), "gain": gains.mean()}
     return found | {"gain_error": gains.sem(), "least_gain": gains.drop(gains.idxmax()).mean()}

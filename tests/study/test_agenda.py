@@ -2,7 +2,7 @@
 
 import pytest
 
-from stages.study.agenda import Known, agenda, coarse, widened
+from stages.study.agenda import Known, agenda, grid_of, widened
 from stages.study.description import Case
 
 A, B = Case("a", "m"), Case("b", "m")
@@ -71,7 +71,8 @@ def test_a_grid_is_widened_until_an_inner_rate_wins_and_the_others_wait_for_it(d
     trained = []
 
     def best(one):
-        return max((rate for rate in one.rates if rate <= 0.008), default=min(one.rates)) if not one.boundary else 0.01
+        full = one.method == "full"
+        return max((rate for rate in one.rates if rate <= 0.008), default=min(one.rates)) if full else 0.01
 
     while one := next((one for one in missing(description, known) if one.rates), None):
         trained.append((one.seed, one.method, one.rates))
@@ -107,16 +108,21 @@ def test_a_grid_that_ended_at_its_edge_is_continued_when_more_rates_are_allowed(
 
 
 def test_every_data_set_has_its_boundaries_before_any_has_a_second_seed(described):
-    order = [(one.seed, one.boundary) for one in agenda(described(), [A, B], Known({}))]
-    assert order == [(1, 0), (1, 4), (1, 8)] * 2 + [(2, 0), (2, 4), (2, 8)] * 2
+    order = [(one.seed, one.method) for one in agenda(described(), [A, B], Known({}))]
+    methods = ("full", "freeze-4", "freeze-8")
+    assert order == [(1, name) for name in methods] * 2 + [(2, name) for name in methods] * 2
     description = described(data_sets={"a": {"boundaries": [0, 0.5]}, "b": {}})
-    assert [one.boundary for one in agenda(description, [A], Known({}))] == [0, 4] * 2
+    assert [one.method for one in agenda(description, [A], Known({}))] == ["full", "freeze-4"] * 2
 
 
-def test_the_grid_leads_with_the_boundaries_that_are_tuned():
-    rates = {0: [0.1], 0.5: [0.1], 0.75: [0.1], 1: [0.1]}
-    assert coarse([0, 0.25, 0.5, 0.75, 1], rates, 30) == [0, 15, 23, 30, 8]
-    assert coarse([0, 0.25, 0.5, 0.75, 1], rates, 5) == [0, 3, 4, 5, 2]
+@pytest.mark.parametrize(("layers", "grid"), [(30, [0, 15, 23, 30, 8]), (5, [0, 3, 4, 5, 2])])
+def test_the_grid_leads_with_the_boundaries_that_are_tuned(described, layers, grid):
+    description = described(
+        boundaries=[0, 0.25, 0.5, 0.75, 1],
+        learning_rates={0: [0.1], 0.5: [0.1], 0.75: [0.1], 1: [0.1]},
+        models={"m": {"layers": layers}},
+    )
+    assert grid_of(description, A) == grid
 
 
 def test_where_a_method_is_measured_is_data(described):

@@ -231,13 +231,13 @@ def test_full_and_half_are_compared_at_every_rate_that_both_were_trained_at(two_
     rates = [{**lost, "learning_rate": rate, "test_accuracy": 0.7, "validation_accuracy": 0.6} for rate in (0.1, 0.2)]
     pd.DataFrame(rates).to_csv(two_data_sets.folder / "rates.csv", index=False)
     place = ["data_set", "learning_rate"]
-    found = methods.at_equal_rates(read_study(two_data_sets.write()), "tiny", "freeze-2").set_index(place)
+    found = methods.at_equal_rates(read_study(two_data_sets.write()), "tiny").set_index(place)
     assert list(found.index) == [("a", 0.1), ("b", 0.2)]
     assert (found.loc[("a", 0.1), "kept"], found.loc[("b", 0.2), "kept"]) == ("both", "half")
     assert list(found.loc[("b", 0.2), ["test_accuracy_full", "test_accuracy_half", "seeds"]]) == [70.0, 80.0, 1]
     for seed in (1, 2):
         two_data_sets.run("b", "half-at-full-rate", 20, seed, learning_rate=0.1)
-    found = methods.at_equal_rates(read_study(two_data_sets.write()), "tiny", "freeze-2").set_index(place)
+    found = methods.at_equal_rates(read_study(two_data_sets.write()), "tiny").set_index(place)
     assert list(found.loc[("b", 0.1), ["test_accuracy_full", "test_accuracy_half", "seeds"]]) == [90.0, 50.0, 2]
     assert "half-at-full-rate" not in methods.summarise(cases(two_data_sets, 50)[0])
 

@@ -28,7 +28,7 @@ def words(fine_tunes):
 def row_of(progress, one, **more):
     """A finished fine-tune's row, and its predictions."""
     found = {**one.case._asdict(), "method": one.method, "seed": one.seed, "budget": one.budget, "layers": 8}
-    found |= {"boundary": one.boundary, "rates": " ".join(map(repr, one.rates)), "learning_rate": one.rates[-1]}
+    found |= {"rates": " ".join(map(repr, one.rates)), "learning_rate": one.rates[-1]}
     found |= {"settings": progress.tables.keep_settings(progress.settings[one.case].training), "method_settings": ""}
     said = pd.DataFrame({"example_id": ["x"], "label": ["yes"], "correct": [True], "loss": [0.5]})
     return {**found, "validation_loss": 1.0, "seconds_wall": 20.0, "machine": "elsewhere", **more}, said
@@ -77,7 +77,7 @@ def test_a_finished_fine_tune_is_not_wanted_again_while_its_settings_hold(progre
 
 def test_other_settings_of_a_method_make_it_another(progress):
     arm = progress.description.methods["lora-64"]
-    one = FineTune(A, 1, "lora-64", 0, "epochs", (0.001, 0.002))
+    one = FineTune(A, 1, "lora-64", "epochs", (0.001, 0.002))
     own = progress._own(A, "lora-64")
     assert (own["lora_rank"], own["set"]) == (64, arm.set)
     row, said = row_of(progress, one, method_settings=progress.tables.keep_settings(own))

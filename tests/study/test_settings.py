@@ -76,7 +76,7 @@ def test_a_case_sets_what_is_common_then_the_data_sets_then_the_models_values(de
     assert values["data.path"] == str(places.data / "colours")
     assert values["model.source"] == str(places.models / "folder")
     assert (values["finetune.epochs"], values["prepare.max_tokens"], values["trace.sample"]) == (7, 99, 9)
-    one = FineTune(CASE, 3, "freeze-2", 2, "compute", (0.1, 0.2))
+    one = FineTune(CASE, 3, "freeze-2", "compute", (0.1, 0.2))
     values = training_values(values, one, description)
     assert values["compare.methods"] == ["freeze-2"]
     assert values["compare.seeds"] == [3]

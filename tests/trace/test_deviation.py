@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from scipy.special import log_softmax
 
-from stages.trace.basis import deviations, losses, virtual_targets
+from stages.trace.basis import deviations, losses
 
 
 def test_deviation_is_one_minus_the_cosine():
@@ -29,9 +29,3 @@ def test_loss_is_the_negative_log_probability_with_the_heads_bias():
     with torch.no_grad():
         ours = losses(head, torch.from_numpy(states), torch.from_numpy(tokens))
     np.testing.assert_allclose(ours.numpy(), -log_softmax(logits, axis=1)[np.arange(600), tokens], rtol=1e-4)
-
-
-def test_virtual_target_moves_from_the_input_side_to_the_output_side():
-    inputs, outputs = torch.tensor([[0.0, 4.0]]), torch.tensor([[8.0, 0.0]])
-    for share, expected in [(0.0, [0.0, 4.0]), (0.25, [2.0, 3.0]), (1.0, [8.0, 0.0])]:
-        torch.testing.assert_close(virtual_targets(inputs, outputs, share), torch.tensor([expected]))

@@ -99,7 +99,7 @@ class BoundaryCache:
 
         opened = _Opening(
             self,
-            self._key(layout),
+            key_of(model, runtime, self.units, layout),
             "boundary states",
             layout.rows,
             model.state_bytes,
@@ -121,8 +121,8 @@ class BoundaryCache:
         layout, start = laid_out(split, self.batch_tokens, states.rows if states else None)
         columns = self._columns(Columns.of(model, runtime, boundary), layout)
         begun = self.tap.space if self.tap else boundary if start else 0
-        tapped = [self._key(self.tap.layout)] if self.tap else []
-        key = self._key(layout, boundary, begun, "int8" if columns.int8 else "exact", *tapped)
+        tapped = [key_of(model, runtime, self.units, self.tap.layout)] if self.tap else []
+        key = key_of(model, runtime, self.units, layout, boundary, begun, "int8" if columns.int8 else "exact", *tapped)
         if self.tap:
             layout = Layout.of(layout.examples, self.shared, self.batch_tokens, self.tap.layout.groups)
 
@@ -171,9 +171,6 @@ class BoundaryCache:
             return exact
         print(f"prompts in 8 bits: exact keys and values need {amount(rows * exact.row_bytes)}, too much for memory")
         return rounded
-
-    def _key(self, layout: Layout, *more: Any) -> str:
-        return key_of(self.model, self.runtime, self.units, layout, *more)
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,6 @@ GIB: Final = 1 << 30
 _TENSOR: Final = "states"
 _TYPES: Final = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int8: "I8"}
 _ALIGNED: Final = 64  # bytes: where the data begins
-# Missing, torn, of another format, without our facts (metadata() is None), or with others in their place.
-_UNUSABLE: Final = (OSError, SafetensorError, KeyError, TypeError, ValueError)
 PROBE_BYTES: Final = 1 << 25  # of the file that a disk's rate is measured with
 _RESERVE: Final = 1 << 28  # bytes of the disk that stay free for models, checkpoints and reports
 
@@ -160,7 +158,8 @@ def read_states(path: Path, digest: str) -> tuple[Tensor, float] | None:
         data = checksum(path, start=path.stat().st_size - rows.nbytes)
         fits = facts["key"] == digest and int(facts["crc32"], 16) == data
         return (rows, float(facts["seconds"])) if fits else None
-    except _UNUSABLE:
+    # Missing, torn, of another format, without our facts (metadata() is None), or with others in their place.
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from salf.engine.answers import AnswerSide, PromptSource
-from salf.engine.batches import Batch, Example, Split, Start
+from salf.engine.batches import Batch, Split, Start
 from salf.engine.boundary_cache.states import BoundaryStates, FrozenLayers, Layout, Pass, gather, passes, take_rows
 from salf.engine.models.adapter import CausalModel
 from salf.engine.models.attention import Beginning, KeysValues, Packing, Prompts
@@ -33,7 +33,7 @@ class Columns:
     int8: bool = False
 
     @classmethod
-    def of(cls, model: CausalModel, runtime: Runtime, first: int, *, int8: bool = False) -> Self:
+    def of(cls, model: CausalModel, runtime: Runtime, first: int) -> Self:
         """Learn them from a pass over one token; a ``UserError`` says that the model's layers run padded."""
         if not model.family.packed:
             kind = model.network.config.model_type
@@ -42,7 +42,7 @@ class Columns:
         with torch.no_grad(), runtime.autocast():
             states = model.embed(torch.zeros_like(packing.slots), packing.slots)
             parts = _in_order(run_to_keys_values(model, states, 0, model.depth, packing), first)
-        return cls(first, tuple((part.shape[1], part.shape[3]) for part in parts), parts[0].dtype, int8)
+        return cls(first, tuple((part.shape[1], part.shape[3]) for part in parts), parts[0].dtype)
 
     @property
     def width(self) -> int:
@@ -193,17 +193,11 @@ def answer_side(
 
 
 def cache_prompts(
-    model: CausalModel,
-    runtime: Runtime,
-    split: Split,
-    batch_tokens: int,
-    states: BoundaryStates | None = None,
-    *,
-    int8: bool = False,
+    model: CausalModel, runtime: Runtime, split: Split, batch_tokens: int, states: BoundaryStates | None = None
 ) -> PromptRows:
     """Run the prompts of a split through the base ``model`` once, from ``states`` on, and keep the rows in memory."""
     layout, start = laid_out(split, batch_tokens, states)
-    columns = Columns.of(model, runtime, start.space if start else 0, int8=int8)
+    columns = Columns.of(model, runtime, start.space if start else 0)
     parts = prompt_rows(model, runtime, layout, columns, start)
     return PromptRows(columns, layout, gather(parts, layout.rows), model.device)
 
@@ -213,9 +207,5 @@ def laid_out(split: Split, batch_tokens: int, states: BoundaryStates | None) -> 
     rows = split.base_rows
     assert rows is not None, "examples that were split at their prompts' ends"
     start = states and replace(states, layout=replace(states.layout, lengths=torch.tensor(rows) - split.shared))
-    return Layout.of(prompts_of(split.examples, rows), split.shared, batch_tokens), start
-
-
-def prompts_of(examples: Sequence[Example], base_rows: Sequence[int]) -> list[Example]:
-    """The parts of examples that the base model reads, as prompts without answers."""
-    return [example.cut(rows) for example, rows in zip(examples, base_rows, strict=True)]
+    prompts = [example.cut(tokens) for example, tokens in zip(split.examples, rows, strict=True)]
+    return Layout.of(prompts, split.shared, batch_tokens), start

@@ -76,18 +76,6 @@ class Frozen:
 WHOLE: Final = Frozen(layers=0, held="whole")
 
 
-def compute_as_quantised(network: nn.Module) -> None:
-    """Let four-bit maps compute with the values and in the precision that they were opened with, on every processor.
-
-    Where a processor has AVX512_BF16, bitsandbytes 0.50 otherwise packs them again at the first pass: then they
-    round their constants and inputs to bfloat16, give no gradients, and refuse widths that are no multiple of 64.
-    """
-    part: Any
-    for part in network.modules():
-        if getattr(part, "support_avx512bf16_for_cpu", False):
-            part.support_avx512bf16_for_cpu = False
-
-
 def _quantisation(held: FrozenWeights, network: nn.Module, frozen: list[str], dtype: torch.dtype) -> BitsAndBytesConfig:
     if find_spec("bitsandbytes") is None:
         raise UserError(f"device.frozen_weights = {held}: bitsandbytes is not installed; pip install bitsandbytes")
@@ -147,11 +135,9 @@ def open_model(
     disable_progress_bar()  # ours tell of the long work; loading takes seconds
     logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)  # its report is read below
     trusted = code_trusted(base or Path(folder))
-    fault = "cannot be opened as a causal language model"
-    with reading(folder, fault):
+    with ExitStack() as stack, reading(folder, "cannot be opened as a causal language model"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
         held = frozen.options(config, device, dtype, trust_remote_code=trusted)
-    with ExitStack() as stack, reading(folder, fault):
         if held and frozen.held == "offload":
             # For weights that the network holds in another form than its files: a mixture's experts.
             held["offload_folder"] = stack.enter_context(TemporaryDirectory(prefix="salf-offloaded-"))
@@ -172,7 +158,12 @@ def open_model(
             f"{folder}: {len(wrong)} weights are missing or have another shape than config.json says "
             f"({', '.join(sorted(wrong)[:3])}); make the folder again"
         )
-    compute_as_quantised(network)
+    # Four-bit maps compute with the values and in the precision that they were opened with, on every processor. With
+    # AVX512_BF16, bitsandbytes 0.50 otherwise packs them again at the first pass: then they round their constants and
+    # inputs to bfloat16, give no gradients, and refuse widths that are no multiple of 64.
+    for part in network.modules():
+        if getattr(part, "support_avx512bf16_for_cpu", False):
+            part.support_avx512bf16_for_cpu = False
     network.requires_grad_(False)
     return take_apart(network.eval() if held else network.eval().to(device))
 

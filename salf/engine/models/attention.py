@@ -86,13 +86,12 @@ class Packing:
         past: int = 0,
         walked: Beginning | None = None,
         prompts: Prompts | None = None,
-        remember: dict[int, KeysValues] | None = None,
     ) -> Self:
         """Sequences of ``lengths`` own tokens each, after one of: ``past`` tokens of this pass, ``walked``, prompts."""
         longest = max(lengths)
         slots = torch.cat([row * longest + torch.arange(length) for row, length in enumerate(lengths)])
         past = past if walked is None else len(walked.states)
-        return cls(past, len(lengths), longest, slots.to(device), walked, prompts, remember)
+        return cls(past, len(lengths), longest, slots.to(device), walked, prompts)
 
     @property
     def beginning_rows(self) -> int:
@@ -168,9 +167,6 @@ class Packing:
 
 class KeysValuesReady(Exception):  # noqa: N818 (nothing went wrong: the rest of the layer is not wanted)
     """Leaves a layer as soon as its keys and values are there, each [B, heads, keys, head size] in parts."""
-
-    def __init__(self, keys: list[Tensor], values: list[Tensor]) -> None:
-        self.keys_values = keys, values
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -223,14 +223,10 @@ class CausalModel:
         return first.states[:, 0]
 
 
-class _TrunkOutput:
+class _TrunkOutput(NamedTuple):
     """A trunk's output of any kind: the last hidden state, and nothing else."""
 
-    def __init__(self, states: Tensor) -> None:
-        self.last_hidden_state = states
-
-    def __getitem__(self, index: int) -> Tensor:
-        return (self.last_hidden_state,)[index]
+    last_hidden_state: Tensor
 
     def __getattr__(self, name: str) -> None:
         return None

@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Final
 
 from safetensors import SafetensorError
@@ -22,7 +21,7 @@ from salf.families import Family
 from salf.files import sha256_file, write_json
 
 INDEX: Final = "model.safetensors.index.json"
-MODEL: Final = MappingProxyType({"format": "pt"})  # metadata of a shard
+MODEL: Final[Mapping[str, str]] = {"format": "pt"}  # metadata of a shard
 
 
 def group_by_unit(parameters: Iterable[str], family: Family, layers: int) -> dict[str, list[str]]:

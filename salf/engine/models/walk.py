@@ -23,7 +23,7 @@ def walk_beginning(model: CausalModel, states: Tensor | None, first: int, last: 
     if states is None:
         return None
     remembered: dict[int, KeysValues] = {}
-    packing = Packing.of([len(states)], states.device, remember=remembered)
+    packing = replace(Packing.of([len(states)], states.device), remember=remembered)
     wanted = {tap, last} if model.family.packed else range(last + 1)
     after = enumerate(walk(model, states, first, last, packing), first + 1)
     spaces = {first: states} | {number: space for number, space in after if number in wanted}
@@ -104,7 +104,8 @@ def _keys_values(call: LayerCall, states: Tensor, packing: Packing) -> Parts:
     try:
         _through(call, states, replace(packing, leaves=True))
     except KeysValuesReady as ready:
-        return ready.keys_values
+        keys, values = ready.args
+        return keys, values
     raise RuntimeError("the last layer does not hand the packing to its attention")
 
 

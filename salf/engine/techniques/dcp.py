@@ -14,7 +14,7 @@ import copy
 import math
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -171,13 +171,11 @@ def _attach(network: PreTrainedModel, part: Any, own: Interaction) -> None:
 class Pruned(Weights):
     """The network's own weights, and an interaction in each layer."""
 
-    def __init__(
-        self, model: CausalModel, scope: Scope, layers: Collection[int], settings: Finetune, seed: int
-    ) -> None:
-        super().__init__(model, scope, layers, settings, seed)
+    def __init__(self, model: CausalModel, scope: Scope, settings: Finetune, seed: int) -> None:
+        super().__init__(model, scope, settings, seed)
         self.network, asked = model.network, settings.dcp
         hidden, generator = model.network.config.get_text_config().hidden_size, torch.Generator().manual_seed(seed)
-        for number in layers:
+        for number in scope.layers:
             (part,) = (
                 one for name, one in model.layers[number - 1].named_modules() if name and hasattr(one, "layer_idx")
             )

@@ -10,6 +10,7 @@ numbers, also with recomputed layers, and saves no FLOPs. Their layers norm afte
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -32,17 +33,12 @@ class DirectFeedback:
     def __call__(self, loss: Loss, parts: Sequence[Batch]) -> Tensor:
         """See :data:`salf.engine.training.step.Gradient`."""
         replacements = [self._below] * (len(self.layers) - 1) + [self._at_last] * bool(self.layers)
-        hooks = [
-            layer.register_forward_hook(partial(_replace, replacement))
-            for layer, replacement in zip(self.layers, replacements, strict=True)
-        ]
         total = torch.zeros(())
-        try:
+        with ExitStack() as stack:
+            for layer, replacement in zip(self.layers, replacements, strict=True):
+                stack.enter_context(layer.register_forward_hook(partial(_replace, replacement)))
             for self.part in parts:
                 total = total + backward(loss, [self.part])
-        finally:
-            for hook in hooks:
-                hook.remove()
         return total
 
     def _at_last(self, gradient: Tensor) -> Tensor:

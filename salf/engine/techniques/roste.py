@@ -14,7 +14,7 @@ stay at full precision here, so the model is a mixed one.
 """
 
 import copy
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -221,13 +221,11 @@ def quantised(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
 class Quantised(Weights):
     """The network's own weights, of which those of the layers' linear maps are quantised in every pass."""
 
-    def __init__(
-        self, model: CausalModel, scope: Scope, layers: Collection[int], settings: Finetune, seed: int
-    ) -> None:
-        super().__init__(model, scope, layers, settings, seed)
+    def __init__(self, model: CausalModel, scope: Scope, settings: Finetune, seed: int) -> None:
+        super().__init__(model, scope, settings, seed)
         self.asked, self.network, generator = settings.roste, model.network, torch.Generator().manual_seed(seed)
         shape, self.sites = ModelShape.from_config(model.network.config.to_dict()), list[Site]()
-        for number in layers:
+        for number in scope.layers:
             path = f"{model.family.layers}.{number - 1}"
             for reads, names, width in _sites(model.layers[number - 1], shape, kv=self.asked.kv_bits is not None):
                 signs = torch.randint(2, (width,), generator=generator) * 2.0 - 1

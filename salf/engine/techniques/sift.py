@@ -6,7 +6,7 @@ step late, never applies the last one, and decays increments instead of weights.
 lags, and the entries themselves are AdamW's parameters, so that they decay.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from math import sqrt
 from typing import Any
 
@@ -27,13 +27,11 @@ from salf.settings import Finetune
 class Sift(Form):
     """The entries of the layers' matrices with the largest gradients in the first batch; nothing else trains."""
 
-    def __init__(
-        self, model: CausalModel, _scope: Scope, layers: Collection[int], settings: Finetune, seed: int
-    ) -> None:
+    def __init__(self, model: CausalModel, scope: Scope, settings: Finetune, seed: int) -> None:
         self.network, self.select = model.network.requires_grad_(False), settings.sift.select
         self.matrices: dict[str, _Entries] = {}  # by their names
         generator = torch.Generator().manual_seed(seed)
-        paths = tuple(f"{model.family.layers}.{number - 1}." for number in layers)
+        paths = tuple(f"{model.family.layers}.{number - 1}." for number in scope.layers)
         for name, weight in list(model.network.named_parameters()):
             if not name.startswith(paths) or weight.ndim < 2:
                 continue
@@ -111,8 +109,7 @@ class _Entries(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The matrix."""
-        written: Tensor = _Written.apply(weight, self.values, self.index)
-        return written
+        return _Written.apply(weight, self.values, self.index)
 
 
 class _Written(torch.autograd.Function):

@@ -47,7 +47,7 @@ class Checkpoint:
 
     path: Path | None  # ``None``: nothing is kept
     parameters: Sequence[nn.Parameter]
-    optimizer: torch.optim.Optimizer | None = None  # ``None``: training has ended and needs none
+    optimizer: torch.optim.Optimizer
     copies: dict[str, list[Tensor]] = field(default_factory=dict)  # of the parameters, by name
     held: dict[str, Tensor] = field(default_factory=dict)  # what form and objective hold in addition, by name
     seconds: float = math.inf  # between saves
@@ -70,10 +70,9 @@ class Checkpoint:
         tensors = {f"held.{name}": tensor for name, tensor in self.held.items()}
         for number, parameter in enumerate(self.parameters):
             tensors[str(number)] = parameter
-            if self.optimizer and resumes:  # without state: a parameter that has not trained (lately)
-                tensors |= {
-                    f"{number}.{name}": value for name, value in self.optimizer.state.get(parameter, {}).items()
-                }
+            # Without state: a parameter that has not trained (lately).
+            state = self.optimizer.state.get(parameter, {}) if resumes else {}
+            tensors |= {f"{number}.{name}": value for name, value in state.items()}
         for name, copy in self.copies.items() if resumes else ():
             tensors |= {f"{number}.copy.{name}": value for number, value in enumerate(copy)}
         with replacing_file(self.path, sealed=True) as aside:
@@ -99,7 +98,7 @@ class Checkpoint:
                 elif state.startswith("copy."):
                     copy = self.copies.setdefault(state.removeprefix("copy."), [parameter] * len(self.parameters))
                     copy[int(number)] = value.to(parameter.device)
-                elif self.optimizer:
+                else:
                     self.optimizer.state[parameter][state] = value.to(parameter.device)
         return done
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import count, islice
+from itertools import accumulate, count, islice, takewhile
 
 import numpy as np
 
@@ -179,11 +179,6 @@ def equal_compute_epochs(
             yield sum(counted.step(parts, next(number)).total for parts in epoch)
 
     allowed = sum(islice(per_epoch(full, Split(split.examples, split.shared)), settings.epochs))
-    spent = costs.before(split)
-    epochs = 0
-    for flops in per_epoch(costs, split):
-        spent += flops
-        if spent > allowed:
-            break
-        epochs += 1
-    return max(epochs, settings.epochs)
+    spent = accumulate(per_epoch(costs, split), initial=costs.before(split))  # after 0, 1, 2 … epochs
+    affordable = sum(1 for _ in takewhile(lambda flops: flops <= allowed, spent)) - 1
+    return max(affordable, settings.epochs)

@@ -1,7 +1,7 @@
 """Forms: which numbers train, and how they enter the forward pass. A model with a form attached is ready to train."""
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from salf.engine.models.adapter import CausalModel
+from salf.engine.models.shards import group_by_unit
 from salf.engine.training.scope import Scope
 from salf.errors import UserError
 from salf.families import layer_unit
@@ -20,8 +21,6 @@ from salf.parameters import trained_names
 from salf.settings import Finetune
 
 if TYPE_CHECKING:
-    from peft import PeftModel
-
     from salf.engine.batches import Batch
     from salf.engine.training.checkpoint import Training
     from salf.engine.training.step import Job
@@ -32,10 +31,8 @@ ADAPTER: Final = "adapter"  # the folder for PEFT inside a model's folder
 class Form:
     """A form attached to a model; all parameters that are to train require gradients."""
 
-    def __init__(
-        self, model: CausalModel, scope: Scope, layers: Collection[int], settings: Finetune, seed: int
-    ) -> None:
-        """Attach to these layers, the ones of ``scope`` that train at some step; ``seed``: of random first values."""
+    def __init__(self, model: CausalModel, scope: Scope, settings: Finetune, seed: int) -> None:
+        """Attach to the layers of ``scope``, which all train at some step; ``seed``: of random first values."""
         raise NotImplementedError
 
     def decided(self) -> dict[str, Tensor]:
@@ -68,12 +65,10 @@ class Form:
 class Weights(Form):
     """The network's own weights."""
 
-    def __init__(
-        self, model: CausalModel, scope: Scope, layers: Collection[int], _settings: Finetune, _seed: int
-    ) -> None:
+    def __init__(self, model: CausalModel, scope: Scope, _settings: Finetune, _seed: int) -> None:
         self.model, named = model, dict(model.network.named_parameters())
         above = trained_names(named, model.family, scope.boundary, tied_head=model.tied_head)
-        units = {*["embedding"] * scope.embeddings, *(layer_unit(layer, model.depth) for layer in layers)}
+        units = {*["embedding"] * scope.embeddings, *(layer_unit(layer, model.depth) for layer in scope.layers)}
         units |= {"final"} if scope.final else set()
         self.names = {name for name in above if model.family.unit_of(name, model.depth) in units}
         for name, parameter in named.items():
@@ -87,14 +82,12 @@ class Weights(Form):
 class Lora(Form):
     """Low-rank adapters (PEFT) at all linear maps of the layers; nothing else trains."""
 
-    def __init__(
-        self, model: CausalModel, _scope: Scope, layers: Collection[int], settings: Finetune, seed: int
-    ) -> None:
+    def __init__(self, model: CausalModel, scope: Scope, settings: Finetune, seed: int) -> None:
         from peft import LoraConfig, get_peft_model  # a second's import that no other form needs
 
         self.network = model.network
         model.network.requires_grad_(False)
-        adapted = _linear_maps(model.layers[max(layers) - 1]).values()  # a frozen one may be quantised: no such shape
+        adapted = _linear_maps(model.layers[max(scope.layers) - 1]).values()  # a quantised frozen one has another shape
         if settings.lora_rank > (most := max((min(part.weight.shape) for part in adapted), default=settings.lora_rank)):
             raise UserError(f"a LoRA rank of {settings.lora_rank} is above {most}, the highest that a matrix has")
         torch.manual_seed(seed)
@@ -102,13 +95,13 @@ class Lora(Form):
             r=settings.lora_rank,
             lora_alpha=settings.lora_alpha,
             target_modules=sorted(_linear_maps(model.layers[0])),
-            layers_to_transform=[layer - 1 for layer in layers],
+            layers_to_transform=[layer - 1 for layer in scope.layers],
             layers_pattern=model.family.layers.rsplit(".", 1)[-1],
             task_type="CAUSAL_LM",
             fan_in_fan_out=any(isinstance(part, Conv1D) for part in model.layers[0].modules()),  # GPT-2's layout
         )
         try:
-            self.adapters: PeftModel = get_peft_model(model.network, config)
+            self.adapters = get_peft_model(model.network, config)
         except ValueError as error:  # Mamba's output projection cannot be adapted
             raise UserError(f"adapters do not fit this model: {' '.join(str(error).split())}") from None
 
@@ -161,14 +154,13 @@ class Trainable:
         ``seed`` decides a form's random first values. A ``UserError`` says that the form does not fit the model.
         """
         layers = scope.layers_within(steps)
-        form = method.form.implementation()(model, scope, layers, settings, seed)
+        form = method.form.implementation()(model, replace(scope, layers=layers), settings, seed)
         model.network.eval()  # dropout is for trained layers: frozen ones compute one fixed function
         for number in layers:
             model.layers[number - 1].train()
         trained = {name: p for name, p in model.network.named_parameters() if p.requires_grad}
-        units = {model.family.unit_of(name, model.depth) for name in trained}
-        ordered = sorted(units, key=lambda unit: (unit != "embedding", unit == "final", unit))
-        return cls(model, method, scope, form, list(trained.values()), ordered)
+        units = list(group_by_unit(trained, model.family, model.depth))
+        return cls(model, method, scope, form, list(trained.values()), units)
 
     @property
     def count(self) -> int:

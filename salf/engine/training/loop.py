@@ -149,15 +149,6 @@ class _Run:
         since = sum(point.step > best.step for point in self.done.curve) if best else 0
         return patience is not None and since >= patience
 
-    def _look(self) -> None:
-        """Compare the curve's last point with the best one before."""
-        done, now = self.done, self.done.curve[-1]
-        tried = [_tried(self.job.rate, point) for point in (done.best or now, now)]
-        if done.best is None or choose(tried, len(self.job.validation)) is tried[1]:
-            done.best = now
-            if "best" in self.settings.keep:
-                self.copies.hold("best")
-
     def _check(self, loss: float, name: str) -> None:
         if not math.isfinite(loss):
             raise DivergedError(
@@ -168,38 +159,34 @@ class _Run:
             )
 
     def _validate(self) -> None:
-        """Add a point to the curve."""
+        """Add a point to the curve, and compare it with the best one before."""
         done = self.done
         began, read = time.perf_counter(), self._read()
         if done.steps:  # the last update may be what breaks the weights
             self._check(read.loss, "validation loss")
         done.validation_losses, done.validation_hits = read.losses, read.hits
-        done.curve.append(
-            CurvePoint(
-                step=done.steps,
-                epoch=done.steps / self.job.steps_per_epoch,
-                flops=done.flops,
-                **self._trained(read.loss),
-                validation_loss=read.loss,
-                validation_accuracy=read.accuracy,
-                **self.stepper.objective.look(),
-            )
+        train_loss = float(np.mean(done.recent_losses)) if done.recent_losses else None
+        now = CurvePoint(
+            step=done.steps,
+            epoch=done.steps / self.job.steps_per_epoch,
+            flops=done.flops,
+            train_loss=train_loss,
+            validation_loss=read.loss,
+            validation_accuracy=read.accuracy,
+            gradient_norm=float(np.mean(done.recent_norms)) if any(done.recent_norms) else None,
+            gap=None if train_loss is None else read.loss - train_loss,
+            **self.stepper.objective.look(),
         )
+        done.curve.append(now)
         done.flops_validation += self.stepper.objective.look_flops
         done.recent_losses.clear()
         done.recent_norms.clear()
-        if done.steps:
-            self._look()
+        tried = [Tried(self.job.rate, one.validation_loss, one.validation_accuracy) for one in (done.best or now, now)]
+        if done.steps and (done.best is None or choose(tried, len(self.job.validation)) is tried[1]):
+            done.best = now
+            if "best" in self.settings.keep:
+                self.copies.hold("best")
         self.clock += time.perf_counter() - began
-
-    def _trained(self, validation_loss: float) -> dict[str, float | None]:
-        """What a point tells of the steps since the one before."""
-        losses, norms = self.done.recent_losses, self.done.recent_norms
-        if not losses:
-            return {"train_loss": None}
-        loss = float(np.mean(losses))
-        norm = {"gradient_norm": float(np.mean(norms))} if any(norms) else {}
-        return {"train_loss": loss, "gap": validation_loss - loss, **norm}
 
     def _read(self) -> "Validated":
         """Read the validation split, and count what that took."""
@@ -217,10 +204,6 @@ class _Run:
         score = point.validation_accuracy
         found = f"accuracy {score:.3f}" if score is not None else f"loss {point.validation_loss:.3f}"
         return f", validation {found}"
-
-
-def _tried(rate: float, point: CurvePoint) -> Tried:
-    return Tried(rate, point.validation_loss, point.validation_accuracy)
 
 
 def rate_factor(step: int, total: int, settings: Finetune, per_epoch: int) -> float:

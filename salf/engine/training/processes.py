@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -95,7 +95,11 @@ def joined(kind: str) -> Iterator[Processes]:
     if not are_several():
         yield ALONE
         return
-    state = _join(kind)
+    cpu = kind == "cpu" or not torch.cuda.is_available()
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+    if not cpu and local > torch.cuda.device_count():
+        raise UserError(f"{local} processes need as many GPUs: lower finetune.processes, or set device.kind to cpu")
+    state = PartialState(cpu=cpu, timeout=_PATIENCE)
     try:
         with ExitStack() as stack:
             if not state.is_main_process:
@@ -115,14 +119,6 @@ def joined(kind: str) -> Iterator[Processes]:
         time.sleep(_SECONDS_TO_BE_ENDED)
         raise SystemExit(BAD_INPUT) from None
     state.destroy_process_group()
-
-
-def _join(kind: str) -> Any:
-    cpu = kind == "cpu" or not torch.cuda.is_available()
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
-    if not cpu and local > torch.cuda.device_count():
-        raise UserError(f"{local} processes need as many GPUs: lower finetune.processes, or set device.kind to cpu")
-    return PartialState(cpu=cpu, timeout=_PATIENCE)
 
 
 def _first_at_fault() -> bool:

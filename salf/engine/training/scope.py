@@ -80,8 +80,7 @@ def scope_of(method: Method, plan: FreezePlan, settings: Finetune, seed: int, fi
     depth = plan.model.layers
     if method.scope in SCOPES:
         trained = max(1, depth - plan.boundary) if first_n is None else min(first_n, depth)
-        scope: Scope = resolve_name(SCOPES[method.scope].made_by)(depth, settings, seed, trained)
-        return scope
+        return resolve_name(SCOPES[method.scope].made_by)(depth, settings, seed, trained)
     return scope_above(method, plan.boundary_of(method.scope), depth)
 
 
@@ -100,11 +99,9 @@ def drawn_layers(depth: int, settings: Finetune, seed: int, _trained: int) -> Sc
 
 def scope_above(method: Method, boundary: int, depth: int) -> Scope:
     """The scope of a method above a boundary; a ``UserError`` says that too little is left to train."""
-    if method.form.name in method.words and boundary == depth:
+    if boundary == depth and method.form.name in method.words:
         raise UserError(f"method {method.name}: the plan freezes all {depth} layers, so {method.form.name} has none")
-    if not method.answer_side:
-        return Scope.above(boundary, depth)
-    if boundary == depth:
+    if boundary == depth and method.answer_side:
         raise UserError(f"method {method.name}: the plan freezes all {depth} layers; leave out +answer")
     # The base reads prompts with its own embeddings; answers that read others would need a second table of them.
-    return replace(Scope.above(boundary, depth), embeddings=False)
+    return replace(Scope.above(boundary, depth), embeddings=not method.answer_side)

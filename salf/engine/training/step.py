@@ -120,8 +120,7 @@ class Passes:
         """The last space at a part's M answer positions, [M, hidden]."""
         recompute, model = self.job.settings.gradient_checkpointing, self.job.trainable.model
         with self.job.runtime.autocast():
-            states: Tensor = self._positions(model, self.start, part, recompute=recompute)
-        return states
+            return self._positions(model, self.start, part, recompute=recompute)
 
     def summed(self, of: OfRows, *states: Tensor) -> Tensor:
         """The sum of something over the logits of one pass's states, or of several passes'."""
@@ -172,9 +171,8 @@ class Stepper:
 
     def __init__(self, job: Job) -> None:
         self.job, self.passes = job, Passes(job)
-        slots = ("objective", "gradient", "update")
-        words = (job.trainable.method.word(slot).implementation(slot) for slot in slots)
-        objective, gradient, update = words
+        word = job.trainable.method.word
+        objective, gradient, update = (word(slot).implementation(slot) for slot in ("objective", "gradient", "update"))
         self._gradient: Gradient = gradient(job)
         self.objective: CrossEntropy = objective(self.passes)
         self.optimizer: torch.optim.Optimizer = update(job)

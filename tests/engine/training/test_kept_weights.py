@@ -238,7 +238,8 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bytes(tmp_path, monkeypatch, 
     assert done.model_dump(exclude={"step_seconds"}) == expected.model_dump(exclude={"step_seconds"})
     assert_equal_weights(stopped.trainable, whole.trainable)
 
-    Checkpoint(tmp_path / "ended.safetensors", stopped.trainable.parameters).save(done)
+    parameters = stopped.trainable.parameters
+    Checkpoint(tmp_path / "ended.safetensors", parameters, torch.optim.SGD(parameters)).save(done)
     again = make(settings, checkpoint=tmp_path / "ended.safetensors")
     assert train(again).kept == expected.kept
     assert_equal_weights(again.trainable, whole.trainable)

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import pytest
 from dvc.repo import Repo
 
-from flows.environment import stage_environment
 from flows.lineage.__main__ import main
 from flows.lineage.ledger import read_records, record_all
 from flows.sweep import RUN_APART
+from flows.workspace import stage_environment
 from tests.stage_sources import ROOT
 
 STAGE = """

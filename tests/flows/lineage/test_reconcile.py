@@ -22,7 +22,7 @@ def test_a_run_is_claimed_once_and_tied_to_what_dvc_locked(project):
     record_stage(project.root, "prepare", "cached", "flow-2")
     assert record_all(project.root) == []
     assert len(project.records("locked")) == 1
-    assert Ledger.read(project.ledger).faults == []
+    assert Ledger(project.ledger).faults == []
 
 
 def test_a_lock_in_the_middle_of_being_written_is_read_again(project):

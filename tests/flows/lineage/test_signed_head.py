@@ -54,9 +54,9 @@ def test_a_head_in_a_signed_tag_finds_a_ledger_rewritten_with_its_head(ran, tmp_
     ran.ledger.with_suffix(".head").unlink()
     for line in lines:  # what a careful forger does: the whole chain anew, with its head
         append(ran.ledger, parse(line.replace(b'"dirty":false', b'"dirty":true')))
-    assert Ledger.read(ran.ledger).faults == []
+    assert Ledger(ran.ledger).faults == []
     assert json.loads(ran.ledger.read_bytes().splitlines()[0])["dirty"]
     assert status("python -m flows.lineage verify") == 0
     assert status(CHECK) == 1
-    ran.git("tag", "--annotate", "--force", "audit-1", "--message", str(Ledger.read(ran.ledger).head))
+    ran.git("tag", "--annotate", "--force", "audit-1", "--message", str(Ledger(ran.ledger).head))
     assert status(CHECK) == 1  # a tag that nobody signed

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from flows.environment import stage_environment
 from flows.lineage.ledger import Ledger, record_all
+from flows.workspace import stage_environment
 from tests.flows.lineage.test_verify import mismatches, rewrite
 from tests.stage_sources import ROOT
 
@@ -287,4 +287,4 @@ def test_outputs_beside_the_project_are_checked_without_its_neighbours(project, 
     project.dvc("commit", "--force")
     record_all(project.root)
     assert lineage(project, "verify").status == 0
-    assert Ledger.read(project.ledger).newest_locked("base").outputs
+    assert Ledger(project.ledger).newest_locked("base").outputs

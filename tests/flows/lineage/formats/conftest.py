@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.environment import stage_environment
 from flows.lineage.ledger import record_all
+from flows.workspace import stage_environment
 
 ROOT = Path(__file__).resolve().parents[4]
 
