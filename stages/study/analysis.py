@@ -69,10 +69,10 @@ def summarise(study: Study, tables: Tables, drawn: methods.Drawn, first_round: J
 
 def _told_orthogonal(effects: Sequence[ScopeEffect]) -> str:
     """The paper's claim that a narrower scope and adapters combine: an interval below zero contradicts it."""
-    said = [
-        f"{'contradicts' if one.lora_minus_weights.interval_examples[1] < 0 else 'consistent with'} ({one.scope})"
-        for one in effects
-    ]
+    said = []
+    for one in effects:
+        verdict = "contradicts" if one.lora_minus_weights.interval_examples[1] < 0 else "consistent with"
+        said.append(f"{verdict} ({one.scope}, on {', '.join(one.datasets)})")
     return f"Orthogonal to parameter-efficient fine-tuning: {', '.join(said) or 'not tested'}."
 
 
