@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final, Self
@@ -308,8 +309,8 @@ def positions(network: type[nn.Module], mask: Tensor, tokens: int) -> dict[str, 
 def _moved(ids: Tensor, chosen: Tensor, side: str) -> tuple[Tensor, Tensor]:
     """The chosen tokens of each row, padded on one side, and which are none: [B, longest] both."""
     rows = [row[mine] for row, mine in zip(ids, chosen, strict=True)]
-    padded, mask = (pad_sequence(part, True, 0, side) for part in (rows, [torch.ones_like(row) for row in rows]))
-    return padded, mask
+    padded = partial(pad_sequence, batch_first=True, padding_side=side)
+    return padded(rows), padded([torch.ones_like(row) for row in rows])
 
 
 def _twin(base: PreTrainedModel, folder: Path, files: Iterable[str]) -> PreTrainedModel:
