@@ -77,6 +77,8 @@ class Technique:
         share: share of the scope's weights that train.
         kept: values per trained weight: its gradient, AdamW's two moments, and more.
         activations: passes whose activations are held at a time.
+        pairs: float32 values held for every pair of a sequence's tokens in a trained layer. With any, attention adds
+            values that have a gradient, and holds the probability of every head and pair as well.
         teacher: the whole base reads whole prompts before the first step.
     """
 
@@ -92,6 +94,7 @@ class Technique:
     share: float = 1
     kept: float = 3
     activations: float = 1
+    pairs: int = 0
     teacher: bool = False
 
     def passes_at(self, progress: float | None) -> float:
@@ -133,6 +136,7 @@ def together(techniques: Sequence[Technique]) -> Technique:
         share=prod(one.share for one in techniques),
         kept=PLAIN.kept + sum(one.kept - PLAIN.kept for one in techniques),
         activations=prod(one.activations for one in techniques),
+        pairs=sum(one.pairs for one in techniques),
         teacher=any(one.teacher for one in techniques),
     )
 

@@ -208,7 +208,7 @@ WORDS: Final = {
             "form",
             "salf.engine.techniques.dcp:Pruned",
             also={"objective": "salf.engine.techniques.dcp:Sparse"},
-            technique=lambda settings: Technique(extra=(partial(interactions, width=settings.dcp.width),)),
+            technique=lambda settings: Technique(extra=(partial(interactions, width=settings.dcp.width),), pairs=5),
             settings="dcp",
             neutral={"bias": 1e6, "strength": 0.0},
             refused={

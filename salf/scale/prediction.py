@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from salf.cost import HEAD_ROWS, PLAIN, Technique, activation_bytes_per_token, update_traffic
+from salf.cost import FLOAT32_BYTES, HEAD_ROWS, PLAIN, Technique, activation_bytes_per_token, update_traffic
 from salf.files import significant
 from salf.plan_records import CostModel, Record, Spent
 from salf.scale.inputs import Configuration, Machine
@@ -75,6 +75,8 @@ def memory(
     # The last layer of a packed model computes keys and values of all tokens, and all else at answer positions.
     last = work.positions if shape.packed else queries
     kept = ((layers - 1) * queries + last if layers else 0) * per_token
+    if technique.pairs:
+        kept += 2 * work.attended * layers * (technique.pairs * FLOAT32_BYTES + shape.heads * precision.value)
     if work.recompute:  # every layer's input, and what one layer keeps
         inputs = layers * queries * shape.hidden * precision.stream
         kept = min(kept, queries * per_token) + inputs

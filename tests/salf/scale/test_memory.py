@@ -14,8 +14,10 @@ from salf.cost import PLAIN, adapters
 from salf.engine.answers import Embeddings, training_logits
 from salf.engine.batches import Batch, Example
 from salf.engine.models.adapter import CausalModel
+from salf.engine.techniques import dcp
 from salf.engine.training import step
 from salf.engine.training.processes import ALONE
+from salf.engine.training.scope import Scope
 from salf.families import family_of
 from salf.methods import WORDS
 from salf.records import PreparedSizes, SplitSize
@@ -86,7 +88,7 @@ def opened(kind, boundary, dtype=torch.float32):
     return model
 
 
-def held(model, boundary, precision, update=step.adamw):
+def held(model, boundary, precision, update=step.adamw, more=lambda _batch: 0.0):
     """The most bytes of tensors during the second of two steps, when AdamW has its moments."""
     trained = [parameter for parameter in model.network.parameters() if parameter.requires_grad]
     trainable, settings = SimpleNamespace(parameters=trained), params(extrapolation=Extrapolation(until=1.0))
@@ -98,7 +100,7 @@ def held(model, boundary, precision, update=step.adamw):
     def closure():
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "mixed"):
             logits = training_logits(model, start, batch)
-        torch.nn.functional.cross_entropy(logits.float(), batch.targets).backward()
+        (torch.nn.functional.cross_entropy(logits.float(), batch.targets) + more(batch)).backward()
         return 0.0
 
     def take():
@@ -167,6 +169,17 @@ def test_adapters_hold_what_they_declare():
     get_peft_model(model.network, config)
     measured = held(model, 3, "float32")
     assert predicted(model, 3, "float32", adapters(8)).peak == pytest.approx(measured, rel=0.2)
+
+
+@pytest.mark.parametrize("boundary", [0, 3])
+def test_learned_pruning_holds_what_it_declares_for_pairs_of_tokens(boundary):
+    model, settings = opened("llama", boundary), params()
+    model.network.train()
+    dcp.Pruned(model, Scope(LAYERS, boundary, tuple(range(boundary + 1, LAYERS + 1))), settings, 1)
+    measured = held(model, boundary, "float32", more=lambda batch: dcp.kept_shares(model.network, batch).mean())
+    technique = WORDS["dcp"].technique(settings)
+    assert predicted(model, boundary, "float32", technique).peak == pytest.approx(measured, rel=0.1)
+    assert predicted(model, boundary, "float32").peak < 0.9 * measured
 
 
 @pytest.mark.slow
