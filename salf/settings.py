@@ -263,9 +263,11 @@ class Finetune(Schedule):
 
     @field_validator("patience")
     @classmethod
-    def _lasts_to_the_averages(cls, patience: int | None, info: ValidationInfo) -> int | None:
+    def _can_end_training(cls, patience: int | None, info: ValidationInfo) -> int | None:
         if patience is not None and set(AVERAGES) & set(info.data.get("keep", ())):
             raise ValueError("the mean and ema of the last third need all steps; set patience to null")
+        if patience is not None and info.data.get("evaluations_per_epoch") == 0:
+            raise ValueError("nothing is compared before the last step; set evaluations_per_epoch to 1 or more")
         return patience
 
 

@@ -176,6 +176,10 @@ def test_the_shipped_file_is_valid_and_every_group_is_commented():
             {"compare__methods": ["full"], "finetune__keep": "mean", "finetune__patience": 2},
             "finetune.patience = 2: the mean and ema of the last third need all steps; set patience to null",
         ),
+        (
+            {"finetune__evaluations_per_epoch": 0, "finetune__patience": 2},
+            "finetune.patience = 2: nothing is compared before the last step; set evaluations_per_epoch to 1 or more",
+        ),
         ({"finetune__learning_rate": {"ful": 1e-4}}, "finetune.learning_rate.ful = 'ful': no such method"),
         ({"data__source": "hub"}, "source is hub, but name is null: set data.name"),
         ({"model__trust_remote_code": "yes"}, "model.trust_remote_code = 'yes': Input should be a valid boolean"),
