@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from salf.errors import UserError, reading
+from salf.methods import RACE
 from stages.study.description import FULL, Budget
 from stages.study.measured import Case, Floats, Run, Study
 from stages.study.settings import still_holds
@@ -26,7 +27,8 @@ def read_study(folder: Path) -> Study:
     """Read the tables of a study.
 
     Rows count if their settings hold under the last ones of their case and method. A method is read at the learning
-    rate of its first seed, and all boundaries of a case with the same seeds: those that keep most fine-tunes.
+    rate of its first seed, but a race at what it chose with each; all boundaries of a case are read with the same
+    seeds, those that keep most fine-tunes.
 
     Raises:
         UserError: a table is missing or damaged, or no case has full fine-tuning.
@@ -59,10 +61,14 @@ def _of_last(runs: pd.DataFrame, column: str, by: list[str], kept: Mapping[str, 
 
 
 def _at_one_rate(runs: pd.DataFrame) -> "pd.Series[bool]":
-    """Mask of the rows with the learning rate of their method's first seed at equal epochs, where that was measured."""
+    """Mask of the rows with the learning rate of their method's first seed at equal epochs, where that was measured.
+
+    Races choose with every seed, so that all of their rows count.
+    """
     first = runs[runs["budget"] == "epochs"].sort_values("seed", kind="stable").drop_duplicates(_METHOD)
     rates = runs[_METHOD].merge(first[[*_METHOD, "learning_rate"]], on=_METHOD, how="left")["learning_rate"]
-    return pd.Series(rates.isna().to_numpy() | (rates.to_numpy() == runs["learning_rate"].to_numpy()), runs.index)
+    rates.index = runs.index
+    return rates.isna() | (rates == runs["learning_rate"]) | (runs["method"] == RACE)
 
 
 def _complete(runs: pd.DataFrame) -> pd.DataFrame:

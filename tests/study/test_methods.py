@@ -172,6 +172,16 @@ def test_a_race_is_held_against_the_grid_that_validation_prefers(study):
     assert methods.race_of(everyone[2:], found) is None
 
 
+def test_a_race_counts_with_every_seed_whatever_rate_it_chose_and_other_methods_at_one_rate(study):
+    for seed, right in ((1, 34), (2, 22)):
+        for method in ("race", "lora"):
+            study.run("a", method, right, seed, flops=800 * seed, learning_rate=0.1 * seed)
+    found = summaries(study)
+    assert (found["race"].seeds, found["lora"].seeds) == ([1, 2], [1])
+    assert found["race"].total_cost_share == pytest.approx(1200 / 900)
+    assert found["race"].mean_difference_points - found["full"].mean_difference_points < -5
+
+
 def test_the_effect_of_scope_under_adapters_is_that_of_the_same_datasets_and_seeds(study):
     """Half costs 0 points on a with weights and 5 under LoRA; salf 15 and 2.5; b has no adapters above a boundary."""
     for method, right in {"lora": 36, "half+lora": 34, "salf+lora": 35}.items():
