@@ -75,6 +75,8 @@ def test_the_readme_quotes_the_study():
     elsewhere = f"over datasets like these {low_elsewhere:.1f} to {high_elsewhere:.1f}"
     interval = f"(95 % interval {low:.1f} to {high:.1f}; {elsewhere})"
     assert f"{half['mean_difference_points']:+.1f} points on the mean of nine datasets {interval}" in readme
+    here, elsewhere = half["detectable_points"], half["detectable_points_datasets"]
+    assert f"a true difference of {here:.1f} points would be detected, or of {elsewhere:.1f} over datasets" in readme
     assert (half["groups"], rules["half"]["groups_worse"]) == (9, 6)
     assert f"loses {-paper['over_full']:.1f} points at {100 * paper['cost_share']:.0f} % of the cost" in readme
     compute, (low, high) = half["at_equal_flops"], half["at_equal_flops"]["interval_examples"]
