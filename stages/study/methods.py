@@ -45,12 +45,12 @@ def cases_of(drawn: Drawn, model: str) -> list[Resamples]:
 
 def summarise(cases: Cases) -> dict[str, MethodSummary]:
     """Return full fine-tuning, half, and every method without a boundary, in this order."""
-    # Techniques, and the same methods again or at another rate, are no methods of their own.
+    # Techniques, and the same methods again, at another rate or in another precision, are no methods of their own.
     own = {
         method: None
         for one in cases
         for method, _ in one.case.runs
-        if not (method in one.case.boundaries or plain_of(method) or {"again", "at"} & _words(method))
+        if not (method in one.case.boundaries or plain_of(method) or {"again", "at", "float32"} & _words(method))
     }
     found = {name: _measured(cases, name) for name in (FULL, HALF, *own)}
     return {name: _summary(cases, name, each) for name, each in found.items() if each}

@@ -152,6 +152,15 @@ def test_the_default_is_the_one_that_params_and_readme_name():
     assert found.default.points_left_out == pytest.approx(sum(left) / len(left), abs=1e-6)
 
 
+def test_half_in_float32_differs_from_its_rows_in_bfloat16_as_the_page_says():
+    runs = pd.read_csv(PROJECT / "reports/study/runs.csv").query("model == 'embedded' and budget == 'epochs'")
+    rounded = runs[(runs["method"] == "freeze-15") & (runs["dtype"] == "bfloat16")]
+    exact = runs[runs["method"] == "half-float32"]
+    pairs = exact.merge(rounded, on=["data_set", "seed", "learning_rate"], suffixes=("", "_rounded"))
+    gaps = dict(zip(pairs["data_set"], 100 * (pairs["quality"] - pairs["quality_rounded"]), strict=True))
+    assert gaps == pytest.approx({"docstrings": 0.8, "cola": 2.7, "trec-bare": 0.0, "trec": -0.6}, abs=0.05)
+
+
 def test_the_headroom_is_at_a_third_of_the_cost_and_not_at_half():
     """Against an independent analysis of the same tables, whose splits of the test examples were others."""
     (embedded,) = [one for one in first_round()["interaction"] if one["model"] == "embedded"]
